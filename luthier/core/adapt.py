@@ -1,0 +1,513 @@
+"""The bridge to peft: a method file that holds only its mathematics becomes a peft tuner type.
+
+A method subclasses one of three bases, by what its part does to the model:
+
+    ReparamTuner   W' = W + delta_weight()             can be merged                        (on weight matrices)
+    ModuleTuner    y' = forward(y, x)                   a module after or beside a block     (on blocks or matrices)
+    PromptTuner    prompt rows and input corrections    around the whole backbone
+
+and writes `build(...)`, which returns the part, and `parameter_count`. Registration with peft, wrapping, several named
+adapters, saving and loading as a peft folder, switching off, merging, padding, positions and caches are here, once.
+`PeftModel.from_pretrained`, trl's and transformers' trainers then take the type like any of peft's own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import peft
+import torch
+import torch.nn.functional as F
+from peft import PeftConfig, PeftType, get_peft_model
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
+from peft.utils import register_peft_method
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from luthier.core.anatomy import TASK_HEADS, Anatomy, anatomy, base_transformer, kind_of
+from luthier.core.batch import positions_from_mask
+from luthier.core.method import Refusal, Tuner
+
+PEFT_TASKS = {
+    "causal_lm": "CAUSAL_LM",
+    "seq2seq_lm": "SEQ_2_SEQ_LM",
+    "classification": "SEQ_CLS",
+    "masked_lm": None,
+    "feature_extraction": "FEATURE_EXTRACTION",
+}
+
+
+class PeftTuner(Tuner):
+    """A tuner hosted by peft: the method gives a peft config, peft does the rest."""
+
+    artefact: ClassVar[str] = "adapter"
+
+    def peft_config(self, model: nn.Module, task: str) -> PeftConfig:
+        raise NotImplementedError
+
+    def wrap(self, model: nn.Module, task: str, seed: int = 0) -> nn.Module:
+        if kind_of(model) not in self.kinds:
+            raise Refusal(f"{self.name} does not support {kind_of(model)} models, only {', '.join(sorted(self.kinds))}")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return get_peft_model(model, self.peft_config(model, task))
+
+
+def head_modules(model: nn.Module, task: str) -> list[str] | None:
+    """Task heads that are trained and saved beside an adapter (`modules_to_save`)."""
+    if task != "classification":
+        return None
+    inner = base_transformer(model)
+    return [n for n in TASK_HEADS if getattr(inner, n, None) is not None] or None
+
+
+def linear_size(module: nn.Module) -> tuple[int, int]:
+    """(inputs, outputs) of a weight matrix module."""
+    if isinstance(module, Conv1D):
+        return module.weight.shape[0], module.weight.shape[1]
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    raise Refusal(f"{type(module).__name__} is not a weight matrix that a reparameterisation can change")
+
+
+# ------------------------------------------------------------------------------------------------- bridged
+
+
+class BridgedTuner(PeftTuner):
+    """A tuner type of luthier's own. The class registers itself with peft under `luthier_<file name>`."""
+
+    bridge: ClassVar[tuple[type, type]]
+    layer_class: ClassVar[type]
+
+    def __init_subclass__(cls, **keywords: Any):
+        super().__init_subclass__(**keywords)
+        if cls.__module__.rsplit(".", 1)[-1].startswith("_") or cls.__module__ == __name__:
+            return
+        cls._pending = True
+
+    def target_modules(self, model: nn.Module) -> list[str]:
+        """Names of the modules that get a part."""
+        raise NotImplementedError
+
+    def build_for(self, target: nn.Module, model: nn.Module, name: str) -> nn.Module:
+        """The part for one target (bases translate this into their `build`)."""
+        raise NotImplementedError
+
+    def peft_config(self, model: nn.Module, task: str) -> PeftConfig:
+        config_class, _ = register(type(self))
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+        return config_class(
+            **fields,
+            task_type=PEFT_TASKS[task],
+            target_modules=self.target_modules(model),
+            modules_to_save=head_modules(model, task),
+        )
+
+
+def register(method: type[BridgedTuner]) -> tuple[type, type]:
+    """Register `method` with peft once; returns its config and model classes."""
+    if "bridge" in method.__dict__:
+        return method.bridge
+    name = f"luthier_{method.__module__.rsplit('.', 1)[-1]}"
+    member = name.upper()
+    if member not in PeftType.__members__:
+        _add_member(member)
+    config_class = _config_class(method, name)
+    model_class = _model_class(method, name)
+    if PeftType[member] not in peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING:
+        register_peft_method(name=name, config_cls=config_class, model_cls=model_class, prefix=f"{name}_")
+    method.bridge = (config_class, model_class)
+    return method.bridge
+
+
+def _add_member(name: str) -> None:
+    """peft has no public call to extend its enum of types (card 60, item 15)."""
+    member = str.__new__(PeftType, name)
+    member._name_ = name
+    member._value_ = name
+    PeftType._member_map_[name] = member
+    PeftType._member_names_.append(name)
+    PeftType._value2member_map_[name] = member
+    type.__setattr__(PeftType, name, member)
+
+
+def _config_class(method: type[BridgedTuner], name: str) -> type:
+    def finish(self: Any) -> None:
+        PeftConfig.__post_init__(self)
+        self.peft_type = PeftType[name.upper()]
+        if isinstance(self.target_modules, list):
+            self.target_modules = set(self.target_modules)
+
+    own = []
+    for f in dataclasses.fields(method):  # type: ignore[arg-type]
+        default = dataclasses.field(default_factory=f.default_factory) if f.default is dataclasses.MISSING else f.default
+        own.append((f.name, f.type if isinstance(f.type, type) else Any, default))
+    shared = [
+        ("target_modules", Any, None),
+        ("exclude_modules", Any, None),
+        ("modules_to_save", Any, None),
+    ]
+    config = dataclasses.make_dataclass(
+        f"{method.__name__}Config", own + shared, bases=(PeftConfig,), namespace={"__post_init__": finish, "method": method}
+    )
+    config.__doc__ = f"peft config of luthier's {method.__name__}; fields as in {method.__module__}."
+    config.__module__ = method.__module__
+    return config
+
+
+def method_of(config: PeftConfig) -> BridgedTuner:
+    """The method object that a config of ours describes."""
+    cls = config.method
+    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(cls)}
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def _model_class(method: type[BridgedTuner], name: str) -> type:
+    layer = type(
+        f"{method.__name__}Layer",
+        (method.layer_class,),
+        {"parts_name": f"{name}_parts", "adapter_layer_names": (f"{name}_parts",)},
+    )
+    return type(
+        f"{method.__name__}Model",
+        (BridgedModel,),
+        {"prefix": f"{name}_", "tuner_layer_cls": layer, "__module__": method.__module__},
+    )
+
+
+class BridgedModel(BaseTuner):
+    """peft's tuner for every bridged method: finds targets by role, wraps them, keeps several adapters."""
+
+    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
+
+    def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
+        return peft_config  # targets come from the model's anatomy, which needs the model: see _prepare_model
+
+    def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
+        if peft_config.target_modules is None:
+            peft_config.target_modules = set(method_of(peft_config).target_modules(model))
+
+    def _create_and_replace(
+        self,
+        peft_config: PeftConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        method = method_of(peft_config)
+        if isinstance(target, self.tuner_layer_cls):
+            target.update_layer(adapter_name, peft_config, method, self.model, current_key)
+            return
+        layer = self.tuner_layer_cls(target)
+        layer.update_layer(adapter_name, peft_config, method, self.model, current_key)
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)
+        setattr(parent, target_name, layer)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        setattr(parent, child_name, new_module)
+
+
+class BridgedLayer(nn.Module, BaseTunerLayer):
+    """Keeps the wrapped module and one part per adapter. Attributes of the wrapped module stay reachable."""
+
+    parts_name: ClassVar[str] = ""
+    other_param_names: tuple[str, ...] = ()
+
+    def __init__(self, base_layer: nn.Module):
+        super().__init__()
+        self.base_layer = base_layer
+        setattr(self, self.parts_name, nn.ModuleDict())
+        self._disable_adapters = False
+        self.merged_adapters: list[str] = []
+        self._active_adapter: str | list[str] = []
+        self.train(base_layer.training)
+
+    @property
+    def parts(self) -> nn.ModuleDict:
+        return getattr(self, self.parts_name)
+
+    def update_layer(
+        self, adapter_name: str, config: PeftConfig, method: BridgedTuner, model: nn.Module, name: str
+    ) -> None:
+        part = method.build_for(self.get_base_layer(), model, name)
+        reference = next(self.get_base_layer().parameters(), None)
+        if reference is not None and reference.device.type != "meta":
+            dtype = reference.dtype if reference.dtype.is_floating_point else None
+            part.to(device=reference.device, dtype=dtype)
+        self.parts[adapter_name] = part
+        active = self.active_adapters or [adapter_name]
+        self.set_adapter(active, inference_mode=config.inference_mode)
+
+    def active_parts(self) -> list[nn.Module]:
+        if self.disable_adapters:
+            return []
+        return [self.parts[n] for n in self.active_adapters if n in self.parts and n not in self.merged_adapters]
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_layer":
+                raise
+            return getattr(self.base_layer, name)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        raise Refusal(
+            f"{type(self).__name__.removesuffix('Layer')} cannot be merged into the weights: "
+            "it is not linear in them. Ship the base and the adapter folder."
+        )
+
+    def unmerge(self) -> None:
+        raise Refusal(f"{type(self).__name__.removesuffix('Layer')} is never merged")
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        return False
+
+
+# -------------------------------------------------------------------------------------- reparameterisation
+
+
+class ReparamPart(nn.Module):
+    """W' = W + delta_weight(), with delta_weight of shape (outputs, inputs)."""
+
+    def delta_weight(self) -> Tensor:
+        raise NotImplementedError
+
+    def delta(self, x: Tensor) -> Tensor:
+        """delta_weight() applied to x (..., inputs); override where a product of factors is cheaper."""
+        return F.linear(x, self.delta_weight())
+
+
+class ReparamLayer(BridgedLayer):
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if self.disable_adapters and self.merged_adapters:
+            self.unmerge()
+        y = self.base_layer(x, *args, **kwargs)
+        for part in self.active_parts():
+            y = y + part.delta(x.to(next(part.parameters()).dtype)).to(y.dtype)
+        return y
+
+    def _delta(self, name: str) -> Tensor:
+        delta = self.parts[name].delta_weight()
+        base = self.get_base_layer()
+        return (delta.T if isinstance(base, Conv1D) else delta).to(base.weight.dtype)
+
+    @torch.no_grad()
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        for name in check_adapters_to_merge(self, adapter_names):
+            if name not in self.parts:
+                continue
+            weight = self.get_base_layer().weight
+            merged = weight.data + self._delta(name)
+            if safe_merge and not torch.isfinite(merged).all():
+                raise ValueError(f"adapter {name} gives weights that are not finite: it was not merged")
+            weight.data = merged
+            self.merged_adapters.append(name)
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        while self.merged_adapters:
+            name = self.merged_adapters.pop()
+            self.get_base_layer().weight.data -= self._delta(name)
+
+
+class ReparamTuner(BridgedTuner):
+    """Base of methods that add a matrix to weight matrices.
+
+    Fields a method usually has: `targets` (roles). `build(inputs, outputs)` returns the part.
+    """
+
+    layer_class: ClassVar[type] = ReparamLayer
+    targets: tuple[str, ...] = ("q", "v")
+
+    def build(self, inputs: int, outputs: int) -> ReparamPart:
+        raise NotImplementedError
+
+    def target_modules(self, model: nn.Module) -> list[str]:
+        return _found(self, anatomy(model), self.targets)
+
+    def build_for(self, target: nn.Module, model: nn.Module, name: str) -> nn.Module:
+        return self.build(*linear_size(target))
+
+    def shapes(self, model: nn.Module) -> list[tuple[int, int]]:
+        """(inputs, outputs) of every target, for counting."""
+        return [linear_size(model.get_submodule(n)) for n in self.target_modules(model)]
+
+
+# ------------------------------------------------------------------------------------------------ modules
+
+
+class ModulePart(nn.Module):
+    """A module after (`y`) or beside (`x`) the wrapped one. Both are (B, T, D)."""
+
+    def forward(self, y: Tensor, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class ModuleLayer(BridgedLayer):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        out = self.base_layer(*args, **kwargs)
+        parts = self.active_parts()
+        if not parts:
+            return out
+        x = args[0] if args else kwargs["hidden_states"]
+        y = out[0] if isinstance(out, tuple) else out
+        for part in parts:
+            y = part(y, x)
+        return (y, *out[1:]) if isinstance(out, tuple) else y
+
+
+class ModuleTuner(BridgedTuner):
+    """Base of methods that insert a module after or beside parts of a block.
+
+    `build(width)` returns the part for a block whose output has `width` features.
+    """
+
+    layer_class: ClassVar[type] = ModuleLayer
+    targets: tuple[str, ...] = ("o", "down")
+
+    def build(self, width: int) -> ModulePart:
+        raise NotImplementedError
+
+    def target_modules(self, model: nn.Module) -> list[str]:
+        return _found(self, anatomy(model), self.targets)
+
+    def build_for(self, target: nn.Module, model: nn.Module, name: str) -> nn.Module:
+        width = linear_size(target)[1] if isinstance(target, nn.Linear | Conv1D) else model.config.hidden_size
+        return self.build(width)
+
+
+def _found(method: Tuner, body: Anatomy, roles: tuple[str, ...]) -> list[str]:
+    names = body.modules(roles)
+    if not names:
+        raise Refusal(f"{method.name} found no module with roles {', '.join(roles)} in architecture '{body.model_type}'")
+    return names
+
+
+# ------------------------------------------------------------------------------------------------ prompts
+
+
+class PromptPart(nn.Module):
+    """Prompt rows (m, D) in front of the input, and a correction of the input embeddings."""
+
+    def prompt(self) -> Tensor:
+        raise NotImplementedError
+
+    def correct(self, embedded: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+        """(B, T, D) input embeddings at `positions` (B, T); `mask` is False on padding. Out of place."""
+        return embedded
+
+
+class PromptLayer(BridgedLayer):
+    """Around the backbone: ids become embeddings, the prompt goes in front, positions come from the mask.
+
+    The prompt stands before everything else, padding included, and is visible to every token; real tokens count their
+    positions from m. With a cache the prompt is there already: then only the mask and the positions grow by m. The m
+    first states are cut off, so heads, labels and losses never see the prompt.
+    """
+
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
+        parts = self.active_parts()
+        if not parts:
+            return self.base_layer(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        cache = kwargs.get("past_key_values")
+        past = cache.get_seq_length() if cache is not None else 0
+        embedded = kwargs.pop("inputs_embeds", None)
+        if embedded is None:
+            embedded = self.base_layer.get_input_embeddings()(input_ids)  # (B, T, D)
+        B, T, _ = embedded.shape
+        m = sum(p.prompt().shape[0] for p in parts)
+        tokens_past = max(past - m, 0)
+        if attention_mask is None:
+            attention_mask = torch.ones(B, tokens_past + T, dtype=torch.long, device=embedded.device)
+        positions, seen = self._positions(attention_mask, kwargs.pop("position_ids", None), T)
+        for part in parts:
+            embedded = part.correct(embedded, positions, seen).to(embedded.dtype)
+        fresh = past == 0
+        if fresh:
+            prompts = [p.prompt().to(embedded.dtype).expand(B, -1, -1) for p in parts]
+            embedded = torch.cat([*prompts, embedded], 1)  # (B, m + T, D)
+        takes_positions = kind_of(self.base_layer) == "decoder"
+        if takes_positions:
+            positions = positions + m
+            if fresh:
+                first = torch.arange(m, device=positions.device).expand(B, m)
+                positions = torch.cat([first, positions], 1)
+            kwargs["position_ids"] = positions
+        if fresh and kwargs.get("token_type_ids") is not None:
+            kwargs["token_type_ids"] = F.pad(kwargs["token_type_ids"], (m, 0))
+        kwargs.pop("cache_position", None)
+        out = self.base_layer(inputs_embeds=embedded, attention_mask=_grow(attention_mask, m), **kwargs)
+        if fresh and m:
+            out = _cut(out, m)
+        return out
+
+    @staticmethod
+    def _positions(mask: Tensor, given: Tensor | None, T: int) -> tuple[Tensor, Tensor]:
+        """Positions (B, T) of the current tokens among real tokens, and which of them are real."""
+        if mask.ndim == 2:
+            positions, seen = positions_from_mask(mask)[:, -T:], mask[:, -T:].bool()
+        else:  # additive (B, 1, T, T): a token that sees itself is real
+            seen = mask[:, 0].diagonal(dim1=-2, dim2=-1)[:, -T:] == 0
+            positions = positions_from_mask(seen)
+        return (given if given is not None else positions), seen
+
+
+def _grow(mask: Tensor, m: int) -> Tensor:
+    """The mask with m prompt columns that everybody sees; in 4 dimensions also m causal rows."""
+    if mask.ndim == 2:
+        return F.pad(mask, (m, 0), value=1)
+    B, H, T, _ = mask.shape
+    low = torch.finfo(mask.dtype).min
+    grown = F.pad(mask, (m, 0, m, 0), value=0.0)
+    grown[:, :, :m, m:] = low
+    grown[:, :, :m, :m] = torch.full((m, m), low, dtype=mask.dtype, device=mask.device).triu(1)
+    return grown
+
+
+def _cut(out: Any, m: int) -> Any:
+    """Drop the first m positions of the states that a backbone returns."""
+    for key in ("last_hidden_state", "hidden_states"):
+        value = out.get(key) if hasattr(out, "get") else None
+        if isinstance(value, Tensor):
+            out[key] = value[:, m:]
+        elif value is not None:
+            out[key] = tuple(v[:, m:] for v in value)
+    return out
+
+
+class PromptTuner(BridgedTuner):
+    """Base of soft-prompt methods. `build(width, table)` returns the part; `table` (V, D) is the embedding table."""
+
+    layer_class: ClassVar[type] = PromptLayer
+    kinds: ClassVar[frozenset[str]] = frozenset({"decoder", "encoder"})
+
+    def build(self, width: int, table: Tensor) -> PromptPart:
+        raise NotImplementedError
+
+    def target_modules(self, model: nn.Module) -> list[str]:
+        backbone = anatomy(model).backbone
+        if not backbone:
+            raise Refusal(f"{self.name} needs a model with a head around a backbone, not a bare {type(model).__name__}")
+        return [backbone]
+
+    def build_for(self, target: nn.Module, model: nn.Module, name: str) -> nn.Module:
+        table = target.get_input_embeddings().weight.detach()
+        return self.build(table.shape[1], table)
+
+
+Activation = Callable[[Tensor], Tensor]
+ACTIVATIONS: dict[str, Activation] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu, "tanh": torch.tanh}
+
+
+def activation(name: str) -> Activation:
+    """A non-linearity by name. Raises Refusal with the valid names."""
+    if name not in ACTIVATIONS:
+        raise Refusal(f"unknown activation '{name}': one of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]

@@ -1,0 +1,389 @@
+"""Where the parts of a transformer are: one registry of architectures, read by every tuner.
+
+`anatomy(model)` answers in roles, never in names:
+
+    q k v o            attention matrices of a layer         up gate down   feed-forward matrices (no gate: two matrices)
+    attention          the attention block                   feed_forward   the feed-forward block
+    norm               normalisation layers of a block       embedding      token embedding table
+    head               output embeddings or task head        final_norm     norm after the last block
+
+Fused projections (GPT-2 `c_attn`, Phi-3 `qkv_proj`) are several roles in one tensor: such a matrix carries the
+blocks of rows or columns that belong to it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from luthier.core.method import LuthierError
+
+Block = tuple[int, int, int]
+"""(dimension, start, stop) of a tensor."""
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One role's weight: the module that holds it and, where the tensor is shared by roles, its blocks."""
+
+    role: str
+    module: str
+    blocks: tuple[Block, ...] = ()
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One transformer block."""
+
+    stack: str
+    index: int
+    name: str
+    attention: str
+    feed_forward: str
+    matrices: tuple[Matrix, ...]
+    norms: tuple[str, ...]
+
+    def matrix(self, role: str) -> Matrix | None:
+        return next((m for m in self.matrices if m.role == role), None)
+
+
+@dataclass
+class Anatomy:
+    """Names of a model's parts. `layers` in order from the input, encoder first."""
+
+    model_type: str
+    kind: str
+    backbone: str
+    layers: list[Layer]
+    embedding: str
+    head: str | None
+    final_norms: list[str]
+    width: int
+    extras: dict[str, Any] = field(default_factory=dict)
+
+    def modules(self, roles: list[str] | tuple[str, ...], stack: str | None = None) -> list[str]:
+        """Module names of `roles`, in layer order, without repeats (fused matrices share a module)."""
+        found: list[str] = []
+        for layer in self.layers:
+            if stack is not None and layer.stack != stack:
+                continue
+            for role in roles:
+                names = _names(layer, role)
+                found += [n for n in names if n not in found]
+        return found
+
+
+ROLES = ("q", "k", "v", "o", "up", "gate", "down", "attention", "feed_forward", "norm")
+
+
+def _names(layer: Layer, role: str) -> list[str]:
+    if role == "attention":
+        return [layer.attention]
+    if role == "feed_forward":
+        return [layer.feed_forward]
+    if role == "norm":
+        return list(layer.norms)
+    if role not in ROLES and not role.startswith("cross_"):
+        near = difflib.get_close_matches(role, ROLES, 1)
+        raise LuthierError(f"unknown role '{role}'" + (f": did you mean '{near[0]}'?" if near else f": one of {ROLES}"))
+    matrix = layer.matrix(role)
+    return [matrix.module] if matrix else []
+
+
+# ------------------------------------------------------------------------------------------- the registry
+
+Rows = Callable[[Any], tuple[Block, ...]]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One architecture family: names inside a block, relative to it.
+
+    matrices maps a role to a module name, or to (module name, rows) where `rows(config)` gives the blocks.
+    stacks maps a stack name to the path of its ModuleList inside the backbone ("" = decoder only models).
+    """
+
+    stacks: dict[str, str]
+    attention: str
+    feed_forward: str
+    matrices: dict[str, str | tuple[str, Rows]]
+    norms: tuple[str, ...]
+    final_norms: tuple[str, ...] = ()
+    kind: str = "decoder"
+    embedding: str = "embed_tokens"
+    per_stack: dict[str, Layout] = field(default_factory=dict)
+
+
+def _heads(config: Any) -> tuple[int, int, int]:
+    heads = config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return heads * size, (getattr(config, "num_key_value_heads", None) or heads) * size, size
+
+
+def _third(dim: int, index: int, config: Any) -> tuple[Block, ...]:
+    d = config.hidden_size
+    return ((dim, index * d, (index + 1) * d),)
+
+
+def _grouped(role: str, config: Any) -> tuple[Block, ...]:
+    q, kv, _ = _heads(config)
+    start, stop = {"q": (0, q), "k": (q, q + kv), "v": (q + kv, q + 2 * kv)}[role]
+    return ((0, start, stop),)
+
+
+def _interleaved(index: int, config: Any) -> tuple[Block, ...]:
+    """GPT-NeoX: rows are [head][q, k, v][head size]."""
+    size = config.hidden_size // config.num_attention_heads
+    return tuple((0, (3 * h + index) * size, (3 * h + index + 1) * size) for h in range(config.num_attention_heads))
+
+
+def _halves(index: int, config: Any) -> tuple[Block, ...]:
+    n = config.intermediate_size
+    return ((0, index * n, (index + 1) * n),)
+
+
+_LLAMA = Layout(
+    stacks={"decoder": "layers"},
+    attention="self_attn",
+    feed_forward="mlp",
+    matrices={
+        "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj",
+        "up": "mlp.up_proj", "gate": "mlp.gate_proj", "down": "mlp.down_proj",
+    },
+    norms=("input_layernorm", "post_attention_layernorm"),
+    final_norms=("norm",),
+)  # fmt: skip
+_GPT2 = Layout(
+    stacks={"decoder": "h"},
+    attention="attn",
+    feed_forward="mlp",
+    matrices={
+        "q": ("attn.c_attn", partial(_third, 1, 0)), "k": ("attn.c_attn", partial(_third, 1, 1)),
+        "v": ("attn.c_attn", partial(_third, 1, 2)), "o": "attn.c_proj", "up": "mlp.c_fc", "down": "mlp.c_proj",
+    },
+    norms=("ln_1", "ln_2"),
+    final_norms=("ln_f",),
+    embedding="wte",
+)  # fmt: skip
+_BERT = Layout(
+    stacks={"encoder": "encoder.layer"},
+    attention="attention",
+    feed_forward="output",
+    matrices={
+        "q": "attention.self.query", "k": "attention.self.key", "v": "attention.self.value",
+        "o": "attention.output.dense", "up": "intermediate.dense", "down": "output.dense",
+    },
+    norms=("attention.output.LayerNorm", "output.LayerNorm"),
+    kind="encoder",
+    embedding="embeddings.word_embeddings",
+)  # fmt: skip
+_T5_ENCODER = Layout(
+    stacks={"encoder": "encoder.block"},
+    attention="layer.0.SelfAttention",
+    feed_forward="layer.1.DenseReluDense",
+    matrices={
+        "q": "layer.0.SelfAttention.q", "k": "layer.0.SelfAttention.k", "v": "layer.0.SelfAttention.v",
+        "o": "layer.0.SelfAttention.o", "up": "layer.1.DenseReluDense.wi", "down": "layer.1.DenseReluDense.wo",
+    },
+    norms=("layer.0.layer_norm", "layer.1.layer_norm"),
+    final_norms=("encoder.final_layer_norm",),
+    kind="encoder-decoder",
+    embedding="shared",
+)  # fmt: skip
+_T5_DECODER = Layout(
+    stacks={"decoder": "decoder.block"},
+    attention="layer.0.SelfAttention",
+    feed_forward="layer.2.DenseReluDense",
+    matrices={
+        "q": "layer.0.SelfAttention.q", "k": "layer.0.SelfAttention.k", "v": "layer.0.SelfAttention.v",
+        "o": "layer.0.SelfAttention.o", "up": "layer.2.DenseReluDense.wi", "down": "layer.2.DenseReluDense.wo",
+        "cross_q": "layer.1.EncDecAttention.q", "cross_k": "layer.1.EncDecAttention.k",
+        "cross_v": "layer.1.EncDecAttention.v", "cross_o": "layer.1.EncDecAttention.o",
+    },
+    norms=("layer.0.layer_norm", "layer.1.layer_norm", "layer.2.layer_norm"),
+    final_norms=("decoder.final_layer_norm",),
+    kind="encoder-decoder",
+)  # fmt: skip
+
+
+def _with(layout: Layout, **changes: Any) -> Layout:
+    from dataclasses import replace
+
+    return replace(layout, **changes)
+
+
+def _gated_t5(layout: Layout) -> Layout:
+    block = layout.feed_forward
+    return _with(layout, matrices={**layout.matrices, "up": f"{block}.wi_1", "gate": f"{block}.wi_0"})
+
+
+LAYOUTS: dict[str, Layout] = {
+    **dict.fromkeys(
+        ("llama", "mistral", "qwen2", "qwen3", "gemma", "smollm3", "olmo", "stablelm", "granite", "cohere"), _LLAMA
+    ),
+    "gemma2": _with(
+        _LLAMA,
+        norms=(
+            "input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm",
+        ),
+    ),
+    "olmo2": _with(_LLAMA, norms=("post_attention_layernorm", "post_feedforward_layernorm")),
+    "phi3": _with(
+        _LLAMA,
+        matrices={
+            **{r: ("self_attn.qkv_proj", partial(_grouped, r)) for r in ("q", "k", "v")}, "o": "self_attn.o_proj",
+            "gate": ("mlp.gate_up_proj", partial(_halves, 0)), "up": ("mlp.gate_up_proj", partial(_halves, 1)),
+            "down": "mlp.down_proj",
+        },
+    ),
+    "opt": Layout(
+        stacks={"decoder": "decoder.layers"},
+        attention="self_attn",
+        feed_forward="fc2",
+        matrices={
+            "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.out_proj",
+            "up": "fc1", "down": "fc2",
+        },
+        norms=("self_attn_layer_norm", "final_layer_norm"),
+        final_norms=("decoder.final_layer_norm",),
+    ),
+    "gpt2": _GPT2,
+    "gpt_neox": Layout(
+        stacks={"decoder": "layers"},
+        attention="attention",
+        feed_forward="mlp",
+        matrices={
+            **{r: ("attention.query_key_value", partial(_interleaved, i)) for i, r in enumerate("qkv")},
+            "o": "attention.dense", "up": "mlp.dense_h_to_4h", "down": "mlp.dense_4h_to_h",
+        },
+        norms=("input_layernorm", "post_attention_layernorm"),
+        final_norms=("final_layer_norm",),
+        embedding="embed_in",
+    ),
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "electra"), _BERT),
+    "distilbert": Layout(
+        stacks={"encoder": "transformer.layer"},
+        attention="attention",
+        feed_forward="ffn",
+        matrices={
+            "q": "attention.q_lin", "k": "attention.k_lin", "v": "attention.v_lin", "o": "attention.out_lin",
+            "up": "ffn.lin1", "down": "ffn.lin2",
+        },
+        norms=("sa_layer_norm", "output_layer_norm"),
+        kind="encoder",
+    ),
+    "t5": _with(_T5_ENCODER, per_stack={"decoder": _T5_DECODER}),
+    "t5-gated": _with(_gated_t5(_T5_ENCODER), per_stack={"decoder": _gated_t5(_T5_DECODER)}),
+}  # fmt: skip
+
+
+def register_layout(model_type: str, layout: Layout) -> None:
+    """Teach luthier another architecture (from a plug-in). Raises LuthierError if the name is taken."""
+    if model_type in LAYOUTS:
+        raise LuthierError(f"layout '{model_type}' is already registered")
+    LAYOUTS[model_type] = layout
+
+
+# ------------------------------------------------------------------------------------------------ reading
+
+
+def base_transformer(model: nn.Module) -> nn.Module:
+    """The transformers model inside a PeftModel or accelerate wrapper, or `model` itself."""
+    inner = model
+    while True:
+        if hasattr(inner, "get_base_model"):
+            inner = inner.get_base_model()
+        elif hasattr(inner, "module") and isinstance(inner.module, nn.Module) and not hasattr(inner, "config_class"):
+            inner = inner.module
+        else:
+            return inner
+
+
+def kind_of(model: nn.Module) -> str:
+    """"decoder", "encoder" or "encoder-decoder"."""
+    config = base_transformer(model).config
+    if getattr(config, "is_encoder_decoder", False):
+        return "encoder-decoder"
+    layout = LAYOUTS.get(config.model_type)
+    if layout is not None:
+        return layout.kind
+    names = " ".join(getattr(config, "architectures", None) or [type(base_transformer(model)).__name__])
+    return "decoder" if "CausalLM" in names or "LMHead" in names else "encoder"
+
+
+def anatomy(model: nn.Module) -> Anatomy:
+    """Find the parts of `model`. Raises LuthierError naming the architecture if the registry does not hold it."""
+    model = base_transformer(model)
+    config = model.config
+    key = config.model_type
+    if key in ("t5", "mt5", "umt5"):
+        key = "t5-gated" if getattr(config, "is_gated_act", False) else "t5"
+    layout = LAYOUTS.get(key)
+    if layout is None:
+        near = difflib.get_close_matches(key, LAYOUTS, 1)
+        hint = f" (nearest: '{near[0]}')" if near else ""
+        raise LuthierError(
+            f"architecture '{key}' is not in luthier's registry{hint}: add it with luthier.core.anatomy.register_layout"
+        )
+    prefix = model.base_model_prefix if getattr(model, model.base_model_prefix, None) is not None else ""
+    at = f"{prefix}." if prefix else ""
+    names = {n for n, _ in model.named_modules(remove_duplicate=False)}
+    layers: list[Layer] = []
+    final = list(layout.final_norms)
+    for one in (layout, *layout.per_stack.values()):
+        final += [n for n in one.final_norms if n not in final]
+        for stack, path in one.stacks.items():
+            layers += _layers(model, config, one, stack, at + path, names)
+    return Anatomy(
+        model_type=key,
+        kind=layout.kind,
+        backbone=prefix,
+        layers=layers,
+        embedding=_name_of(model, model.get_input_embeddings()) or at + layout.embedding,
+        head=_head_name(model),
+        final_norms=[at + n for n in final if at + n in names],
+        width=config.hidden_size,
+    )
+
+
+def _layers(model: nn.Module, config: Any, layout: Layout, stack: str, path: str, names: set[str]) -> list[Layer]:
+    if path not in names:
+        return []
+    found = []
+    for i in range(len(model.get_submodule(path))):  # type: ignore[arg-type]
+        at = f"{path}.{i}."
+        matrices = []
+        for role, where in layout.matrices.items():
+            module, rows = (where, None) if isinstance(where, str) else where
+            if at + module in names:
+                matrices.append(Matrix(role, at + module, rows(config) if rows else ()))
+        norms = tuple(at + n for n in layout.norms if at + n in names)
+        found.append(
+            Layer(stack, i, at[:-1], at + layout.attention, at + layout.feed_forward, tuple(matrices), norms)
+        )
+    return found
+
+
+def _name_of(model: nn.Module, module: nn.Module | None) -> str | None:
+    if module is None:
+        return None
+    return next((n for n, m in model.named_modules(remove_duplicate=False) if m is module), None)
+
+
+def _head_name(model: nn.Module) -> str | None:
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if head is not None:
+        return _name_of(model, head)
+    for name in TASK_HEADS:
+        if getattr(model, name, None) is not None:
+            return name
+    return None
+
+
+TASK_HEADS = ("classifier", "score", "qa_outputs")
+"""Attribute names of the task heads that transformers adds on top of a backbone."""

@@ -1,0 +1,356 @@
+"""Examples and batches: what the tokens are, who sees whom, and which positions are scored.
+
+Letters: B rows, T tokens, N scored positions, A answers. Masks are boolean, True means "counts".
+
+A batch does not carry shifted labels. It lists the N *scored* positions: position `source[n]` (flat index
+into the B*T grid) predicts token `target[n]`, which belongs to answer `owner[n]`. Padding, packing several
+examples into one row and sharing one prompt between several answers (a tree) are then the same thing to
+everything downstream: a different layout of the same list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+IGNORED = -100
+
+
+@dataclass(slots=True)
+class TextExample:
+    """One sequence. `counts[t]` says whether token t is trained on (it is then predicted from its past)."""
+
+    row: int
+    ids: list[int]
+    counts: list[bool]
+    extras: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(slots=True)
+class GroupExample:
+    """One prompt with several answers (a preference pair is a group of two: chosen first, then rejected)."""
+
+    row: int
+    prompt: list[int]
+    answers: list[list[int]]
+    scores: list[float] | None = None
+    extras: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.prompt) + sum(len(a) for a in self.answers)
+
+
+@dataclass(slots=True)
+class LabelledExample:
+    """One input with a class index, a number, or a list of 0/1 for several labels at once."""
+
+    row: int
+    ids: list[int]
+    label: int | float | list[float]
+    type_ids: list[int] | None = None
+    extras: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(slots=True)
+class SourceTargetExample:
+    """An encoder input and a decoder target (sequence-to-sequence models)."""
+
+    row: int
+    ids: list[int]
+    target: list[int]
+    extras: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.ids) + len(self.target)
+
+
+Example = TextExample | GroupExample | LabelledExample | SourceTargetExample
+
+
+@dataclass
+class Batch:
+    """Model inputs and the list of scored positions.
+
+    ids        (B, T) long    token ids; `pad_id` where `mask` is False
+    mask       (B, T) bool    True on real tokens
+    positions  (B, T) long    position of each token in its own sequence; None: count from the first token
+    sees       (B, T, T) bool row t may attend to column s; None: ordinary (causal or full) attention
+    source     (N,) long      flat position b*T+t whose state predicts; for seq2seq in the decoder's grid
+    target     (N,) long      token to predict
+    owner      (N,) long      answer the scored token belongs to, 0 <= owner < A
+    rows       (A,) long      data row of each answer (of each sequence for labelled examples)
+    label      (B,) or (B, L) class index, number or 0/1 vector
+    decoder_ids, decoder_mask (B, U) for encoder-decoder models
+    type_ids   (B, T) long    sentence index for encoders that use one
+    scores     (A,) float     score or rank of each answer, where the data has one
+    reference  (A,) float     log-probability of each answer under the reference model, where asked for
+    weights    (N,) float     weight of each scored token; None: all one
+    """
+
+    ids: Tensor
+    mask: Tensor
+    rows: Tensor
+    positions: Tensor | None = None
+    sees: Tensor | None = None
+    source: Tensor | None = None
+    target: Tensor | None = None
+    owner: Tensor | None = None
+    label: Tensor | None = None
+    decoder_ids: Tensor | None = None
+    decoder_mask: Tensor | None = None
+    type_ids: Tensor | None = None
+    scores: Tensor | None = None
+    reference: Tensor | None = None
+    weights: Tensor | None = None
+    extras: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens that pass through the model (padding not counted)."""
+        n = int(self.mask.sum())
+        return n + (int(self.decoder_mask.sum()) if self.decoder_mask is not None else 0)
+
+    @property
+    def answers(self) -> int:
+        return len(self.rows)
+
+    def to(self, device: torch.device | str) -> Batch:
+        moved = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **moved)
+
+    def inputs(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        """Keyword arguments for a transformers model. `dtype` is that of the additive mask, where one is needed."""
+        out: dict[str, Tensor] = {"input_ids": self.ids}
+        if self.sees is None:
+            out["attention_mask"] = self.mask.long()
+        else:  # additive: the one form that eager and sdpa attention both take
+            bias = torch.zeros(self.sees.shape, dtype=dtype, device=self.ids.device)
+            out["attention_mask"] = bias.masked_fill_(~self.sees, torch.finfo(dtype).min)[:, None]  # (B, 1, T, T)
+        if self.positions is not None:
+            out["position_ids"] = self.positions
+        if self.type_ids is not None:
+            out["token_type_ids"] = self.type_ids
+        if self.decoder_ids is not None:
+            out["decoder_input_ids"] = self.decoder_ids
+            out["decoder_attention_mask"] = self.decoder_mask.long()
+        return out
+
+
+Collate = Callable[[Sequence[Example]], Batch]
+
+
+def _grid(sequences: Sequence[Sequence[int]], pad: int, side: str = "right", multiple: int = 1) -> tuple[Tensor, Tensor]:
+    """Ragged id lists to (B, T) ids and mask, padded on `side` to a multiple of `multiple`."""
+    width = max(len(s) for s in sequences)
+    width = -(-width // multiple) * multiple
+    ids = np.full((len(sequences), width), pad, dtype=np.int64)
+    mask = np.zeros((len(sequences), width), dtype=bool)
+    for b, seq in enumerate(sequences):
+        start = width - len(seq) if side == "left" else 0
+        ids[b, start : start + len(seq)] = seq
+        mask[b, start : start + len(seq)] = True
+    return torch.from_numpy(ids), torch.from_numpy(mask)
+
+
+def positions_from_mask(mask: Tensor) -> Tensor:
+    """(B, T) mask to positions that start at 0 on the first real token, wherever the padding is."""
+    return (mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def _scored(spans: list[tuple[int, int, int]]) -> tuple[Tensor, Tensor, Tensor]:
+    if not spans:
+        empty = torch.zeros(0, dtype=torch.long)
+        return empty, empty.clone(), empty.clone()
+    table = torch.from_numpy(np.asarray(spans, dtype=np.int64))
+    return table[:, 0].contiguous(), table[:, 1].contiguous(), table[:, 2].contiguous()
+
+
+def collate_text(examples: Sequence[TextExample], pad: int, side: str = "right") -> Batch:
+    """One example a row."""
+    ids, mask = _grid([e.ids for e in examples], pad, side)
+    width, spans = ids.shape[1], []
+    for b, e in enumerate(examples):
+        base = b * width + (width - len(e) if side == "left" else 0)
+        spans += [(base + t - 1, e.ids[t], b) for t in range(1, len(e)) if e.counts[t]]
+    source, target, owner = _scored(spans)
+    positions = positions_from_mask(mask) if side == "left" else None
+    return Batch(ids, mask, _rows(examples), positions, None, source, target, owner, extras=_extras(examples))
+
+
+def collate_packed(rows: Sequence[Sequence[TextExample]], pad: int, side: str = "right") -> Batch:
+    """Several examples a row, with restarted positions and a block mask: no example sees another.
+
+    `rows[b]` are the examples packed into row b. Numbers are those of `collate_text` (tests hold them equal).
+    """
+    if side != "right":
+        raise ValueError("packed rows are padded on the right")
+    ids, mask = _grid([[t for e in row for t in e.ids] for row in rows], pad)
+    B, T = ids.shape
+    positions = torch.zeros(B, T, dtype=torch.long)
+    segments = torch.full((B, T), -1, dtype=torch.long)
+    spans, flat = [], []
+    for b, row in enumerate(rows):
+        at = 0
+        for e in row:
+            n, a = len(e), len(flat)
+            positions[b, at : at + n] = torch.arange(n)
+            segments[b, at : at + n] = a
+            spans += [(b * T + at + t - 1, e.ids[t], a) for t in range(1, n) if e.counts[t]]
+            flat.append(e)
+            at += n
+    sees = (segments[:, :, None] == segments[:, None, :]) & torch.ones(T, T, dtype=torch.bool).tril()
+    source, target, owner = _scored(spans)
+    return Batch(ids, mask, _rows(flat), positions, sees, source, target, owner, extras=_extras(flat))
+
+
+def collate_groups(examples: Sequence[GroupExample], pad: int, side: str = "right", share_prompt: bool = True) -> Batch:
+    """Answers in the order of the groups. With `share_prompt` each prompt is computed once: a tree per row."""
+    flat_rows = torch.tensor([e.row for e in examples for _ in e.answers])
+    scores = None
+    if all(e.scores is not None for e in examples):
+        scores = torch.tensor([s for e in examples for s in e.scores], dtype=torch.float32)  # type: ignore[union-attr]
+    if not share_prompt:
+        texts = [
+            TextExample(e.row, e.prompt + a, [False] * len(e.prompt) + [True] * len(a)) for e in examples for a in e.answers
+        ]
+        return replace(collate_text(texts, pad, side), rows=flat_rows, scores=scores, extras=_extras(examples))
+    if side != "right":
+        raise ValueError("rows with a shared prompt are padded on the right")
+    ids, mask = _grid([e.prompt + [t for a in e.answers for t in a] for e in examples], pad)
+    B, T = ids.shape
+    positions = torch.zeros(B, T, dtype=torch.long)
+    branch = torch.full((B, T), -2, dtype=torch.long)  # -2 padding, -1 prompt, k answer k
+    spans, answer = [], 0
+    for b, e in enumerate(examples):
+        n = len(e.prompt)
+        positions[b, :n] = torch.arange(n)
+        branch[b, :n] = -1
+        at = n
+        for k, a in enumerate(e.answers):
+            positions[b, at : at + len(a)] = torch.arange(n, n + len(a))
+            branch[b, at : at + len(a)] = k
+            spans += [(b * T + (n - 1 if t == 0 else at + t - 1), token, answer) for t, token in enumerate(a)]
+            answer += 1
+            at += len(a)
+    same = (branch[:, :, None] == branch[:, None, :]) | ((branch[:, None, :] == -1) & (branch[:, :, None] >= 0))
+    sees = same & torch.ones(T, T, dtype=torch.bool).tril()
+    source, target, owner = _scored(spans)
+    return Batch(
+        ids, mask, flat_rows, positions, sees, source, target, owner, scores=scores, extras=_extras(examples)
+    )
+
+
+def collate_labelled(examples: Sequence[LabelledExample], pad: int, side: str = "right") -> Batch:
+    """One input a row with its label."""
+    ids, mask = _grid([e.ids for e in examples], pad, side)
+    type_ids = None
+    if examples[0].type_ids is not None:
+        type_ids = _grid([e.type_ids for e in examples], 0, side)[0]  # type: ignore[misc]
+    label = torch.tensor([e.label for e in examples])
+    positions = positions_from_mask(mask) if side == "left" else None
+    return Batch(ids, mask, _rows(examples), positions, label=label, type_ids=type_ids, extras=_extras(examples))
+
+
+def collate_source_target(examples: Sequence[SourceTargetExample], pad: int, start: int, side: str = "right") -> Batch:
+    """Encoder input and decoder target; the decoder reads `start` and the target shifted by one."""
+    ids, mask = _grid([e.ids for e in examples], pad, side)
+    decoder_ids, decoder_mask = _grid([[start, *e.target[:-1]] for e in examples], pad)
+    U = decoder_ids.shape[1]
+    source, target, owner = _scored([(b * U + t, tok, b) for b, e in enumerate(examples) for t, tok in enumerate(e.target)])
+    return Batch(
+        ids, mask, _rows(examples), None, None, source, target, owner,
+        decoder_ids=decoder_ids, decoder_mask=decoder_mask, extras=_extras(examples),
+    )  # fmt: skip
+
+
+def _rows(examples: Sequence[Example]) -> Tensor:
+    return torch.tensor([e.row for e in examples], dtype=torch.long)
+
+
+def _extras(examples: Sequence[Example]) -> dict[str, Any]:
+    keys = examples[0].extras.keys() if examples else ()
+    return {k: [e.extras[k] for e in examples] for k in keys}
+
+
+def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Best-fit-decreasing bins: indices per row so that each row's lengths sum to at most `capacity`.
+
+    Raises ValueError for an example longer than `capacity`.
+    """
+    bins: list[list[int]] = []
+    room: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if lengths[i] > capacity:
+            raise ValueError(f"row {i} has {lengths[i]} tokens, more than the packed length {capacity}: raise max_length")
+        fits = [b for b in range(len(bins)) if room[b] >= lengths[i]]
+        if fits:
+            best = min(fits, key=lambda b: (room[b], b))
+            bins[best].append(i)
+            room[best] -= lengths[i]
+        else:
+            bins.append([i])
+            room.append(capacity - lengths[i])
+    return bins
+
+
+@dataclass
+class Plan:
+    """Which examples make up which optimiser step: a pure function of its fields, so resuming needs only the step.
+
+    The examples of one step depend on `step_size` alone, never on how the step is split over micro-batches and
+    processes; within a step they are sorted by length, so that splitting wastes little padding.
+    """
+
+    lengths: Sequence[int]
+    step_size: int
+    seed: int = 0
+    group_by_length: bool = True
+    shuffle: bool = True
+    window_steps: int = 50
+    drop_last: bool = False
+    _walked: tuple[int, list[list[int]]] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        n = len(self.lengths)
+        return max(1, n // self.step_size if self.drop_last else -(-n // self.step_size))
+
+    def epoch(self, epoch: int) -> list[list[int]]:
+        """Steps of one epoch, each a list of example indices."""
+        n, size = len(self.lengths), self.step_size
+        rng = np.random.default_rng([self.seed, epoch])
+        order = rng.permutation(n) if self.shuffle else np.arange(n)
+        if not self.group_by_length:
+            steps = [order[i : i + size].tolist() for i in range(0, n, size)]
+        else:
+            steps = []
+            lengths = np.asarray(self.lengths)
+            for start in range(0, n, size * self.window_steps):
+                window = order[start : start + size * self.window_steps]
+                window = window[np.argsort(lengths[window], kind="stable")]
+                steps += [window[i : i + size].tolist() for i in range(0, len(window), size)]
+            if self.shuffle:
+                steps = [steps[i] for i in rng.permutation(len(steps))]
+        if self.drop_last and len(steps) > 1:
+            steps = [s for s in steps if len(s) == size]
+        if self.group_by_length:
+            steps = [sorted(s, key=lambda i: (self.lengths[i], i)) for s in steps]
+        return steps
+
+    def step(self, index: int) -> list[int]:
+        """Example indices of optimiser step `index`, counted from the start of training."""
+        epoch, at = divmod(index, self.steps_per_epoch)
+        if self._walked is None or self._walked[0] != epoch:
+            self._walked = (epoch, self.epoch(epoch))  # only the epoch being walked is worth keeping
+        return self._walked[1][at]

@@ -1,0 +1,212 @@
+"""Logits to per-token log-probabilities, only at scored positions, in chunks: the full (B, T, V) logits never exist.
+
+    logp[n] = z[n, target[n]] - log sum_v exp z[n, v],    z = states @ W.T + b            states (N, D), z (N, V)
+
+The model runs unmodified. While it runs, its output embedding sees only the N scored states instead of B*T, and
+when nothing follows the head (no scaling or capping of logits: measured once per model, not looked up) the head's
+product, the log-softmax and their gradients are one operation over chunks of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from luthier.core.batch import Batch
+from luthier.core.method import LuthierError
+
+CHUNK_BYTES = 256 * 2**20
+"""Logits held at once. Below it nothing is recomputed in backward; above it each chunk's logits are computed twice."""
+
+
+class _LinearLogp(torch.autograd.Function):
+    """logp of targets under a linear head. Gradients of a frozen head are not computed."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, chunk: int) -> Tensor:
+        dtype = torch.get_autocast_dtype(states.device.type) if torch.is_autocast_enabled(states.device.type) else states.dtype
+        n = states.shape[0]
+        logp = torch.empty(n, dtype=torch.float32, device=states.device)
+        keep = n <= chunk and any(ctx.needs_input_grad)
+        kept = None
+        with torch.autocast(states.device.type, enabled=False):
+            for start in range(0, n, chunk):
+                rows = slice(start, min(start + chunk, n))
+                log_p = _log_softmax(states[rows], weight, bias, dtype)  # (n, V)
+                logp[rows] = log_p.gather(1, target[rows, None])[:, 0]
+                kept = log_p if keep else None
+        ctx.save_for_backward(states, weight, bias, target, kept)
+        ctx.chunk, ctx.dtype = chunk, dtype
+        return logp
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+        states, weight, bias, target, kept = ctx.saved_tensors
+        need_states, need_weight, need_bias = ctx.needs_input_grad[:3]
+        d_states = torch.empty_like(states) if need_states else None
+        d_weight = torch.zeros_like(weight) if need_weight else None
+        d_bias = torch.zeros_like(bias) if bias is not None and need_bias else None
+        for start in range(0, states.shape[0], ctx.chunk):
+            rows = slice(start, min(start + ctx.chunk, states.shape[0]))
+            log_p = kept if kept is not None else _log_softmax(states[rows], weight, bias, ctx.dtype)
+            g = grad[rows, None]
+            d_logits = log_p.exp().mul_(-g)  # d logp / d z = onehot - softmax
+            d_logits.scatter_add_(1, target[rows, None], g.to(d_logits.dtype))
+            d_logits = d_logits.to(ctx.dtype)
+            if d_states is not None:
+                d_states[rows] = (d_logits @ weight.to(ctx.dtype)).to(states.dtype)
+            if d_weight is not None:
+                d_weight += (d_logits.T @ states[rows].to(ctx.dtype)).to(weight.dtype)
+            if d_bias is not None:
+                d_bias += d_logits.sum(0).to(d_bias.dtype)
+        return d_states, d_weight, d_bias, None, None
+
+
+def _log_softmax(states: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    z = F.linear(states.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+    return torch.log_softmax(z, -1, dtype=torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype)
+
+
+def linear_logp(states: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, chunk: int | None = None) -> Tensor:
+    """Log-probabilities (N,) of `target` (N,) given states (N, D) and a head weight (V, D), bias (V,)."""
+    chunk = chunk or max(1, CHUNK_BYTES // (4 * weight.shape[0]))
+    return _LinearLogp.apply(states, weight, bias, target, chunk)
+
+
+def gather_logp(logits: Tensor, target: Tensor) -> Tensor:
+    """Log-probabilities (N,) of `target` from logits (N, V)."""
+    return torch.log_softmax(logits.float() if logits.dtype != torch.float64 else logits, -1).gather(
+        1, target[:, None]
+    )[:, 0]
+
+
+@contextmanager
+def _head_sees(head: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """While active, `head` runs `forward` in place of its own."""
+    before = head.__dict__.get("forward")
+    head.forward = forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        if before is None:
+            del head.forward
+        else:
+            head.forward = before  # type: ignore[method-assign]
+
+
+class Scorer:
+    """Runs a model on batches and returns what objectives and evaluators ask for.
+
+    model     the module to call (it may be wrapped by accelerate)
+    plain     the same module without the accelerate wrapper
+    """
+
+    def __init__(self, model: nn.Module, plain: nn.Module | None = None, chunk: int | None = None):
+        self.model = model
+        self.plain = plain if plain is not None else model
+        self.chunk = chunk
+        self._linear: bool | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.plain.parameters()).device
+
+    @property
+    def head(self) -> nn.Module:
+        head = self.plain.get_output_embeddings()
+        if head is None:
+            raise LuthierError(f"{type(self.plain).__name__} has no language-model head: load it for a language-model task")
+        return head
+
+    def token_logp(self, batch: Batch) -> Tensor:
+        """Log-probability (N,) of each scored token."""
+        head, source, target = self.head, batch.source, batch.target
+        own = head.forward
+
+        def scored(hidden: Tensor) -> Tensor:  # (B, T, D)
+            states = hidden.reshape(-1, hidden.shape[-1]).index_select(0, source)  # (N, D)
+            if self._ends_at_head(head) and type(head) is nn.Linear:
+                return linear_logp(states, head.weight, head.bias, target, self.chunk)[None, :, None]
+            if self._ends_at_head(head):
+                return self._chunked(own, states, target)[None, :, None]
+            return own(states)[None]  # (1, N, V): whatever follows the head runs on it
+
+        with _head_sees(head, scored):
+            out = self.model(**batch.inputs(self._mask_dtype()), use_cache=False) if self._caches else self.model(
+                **batch.inputs(self._mask_dtype())
+            )
+        logits = out.logits if hasattr(out, "logits") else out[0]
+        if self._ends_at_head(head):
+            return logits[0, :, 0].float() if logits.dtype != torch.float64 else logits[0, :, 0]
+        return gather_logp(logits[0], target)
+
+    def answer_logp(self, batch: Batch) -> Tensor:
+        """Summed log-probability (A,) of each answer."""
+        logp = self.token_logp(batch)
+        return torch.zeros(batch.answers, dtype=logp.dtype, device=logp.device).index_add_(0, batch.owner, logp)
+
+    def class_logits(self, batch: Batch) -> Tensor:
+        """Logits (B, C) of a task head."""
+        return self.model(**batch.inputs(self._mask_dtype())).logits
+
+    def _mask_dtype(self) -> torch.dtype:
+        """Additive masks must have the dtype that attention runs in."""
+        kind = self.device.type
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else next(self.plain.parameters()).dtype
+
+    @property
+    def _caches(self) -> bool:
+        return not getattr(self.plain.config, "is_encoder_decoder", False) and bool(
+            getattr(self.plain.config, "use_cache", False)
+        )
+
+    def _chunked(self, head: Callable[[Tensor], Tensor], states: Tensor, target: Tensor) -> Tensor:
+        """The same through any head module (an adapted one, say), recomputed chunk by chunk in backward."""
+        chunk = self.chunk or max(1, CHUNK_BYTES // (4 * self.plain.config.vocab_size))
+        if states.shape[0] <= chunk:
+            return gather_logp(head(states), target)
+        parts = [
+            checkpoint(lambda s, t: gather_logp(head(s), t), states[i : i + chunk], target[i : i + chunk], use_reentrant=False)
+            for i in range(0, states.shape[0], chunk)
+        ]
+        return torch.cat(parts)
+
+    def _ends_at_head(self, head: nn.Module) -> bool:
+        """Whether the model's logits are the head's output unchanged. Measured on its first use."""
+        if self._linear is None:
+            self._linear = _logits_are_heads(self.plain, head)
+        return self._linear
+
+
+@torch.no_grad()
+def _logits_are_heads(model: nn.Module, head: nn.Module) -> bool:
+    """Make the head return a known ramp and look whether the model hands it on untouched."""
+    ramp = torch.linspace(-60.0, 60.0, 16)
+
+    def probe(hidden: Tensor) -> Tensor:
+        return ramp.to(hidden).expand(*hidden.shape[:-1], 16).clone()
+
+    was_training = model.training
+    device = next(model.parameters()).device
+    ids = torch.zeros(1, 1, dtype=torch.long, device=device)
+    inputs = {"input_ids": ids}
+    if getattr(model.config, "is_encoder_decoder", False):
+        inputs["decoder_input_ids"] = ids
+    before = head.__dict__.get("forward")
+    rng = torch.get_rng_state()
+    model.eval()
+    try:
+        with _head_sees(head, probe):
+            logits = model(**inputs).logits
+    finally:
+        model.train(was_training)
+        torch.set_rng_state(rng)
+        assert head.__dict__.get("forward") is before
+    return torch.equal(logits.flatten()[:16].float().cpu(), ramp.to(logits.dtype).float())

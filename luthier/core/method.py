@@ -1,0 +1,245 @@
+"""What a method of each axis is: the contract between a method's file, the loop and the common checks.
+
+A method is one frozen dataclass in one file; its fields are its options, its name is the file's name. The classes
+here are what `luthier/<axis>/<name>.py` subclasses, directly or through a `_family.py` of the axis.
+
+B rows, T tokens, N scored positions, A answers, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from luthier.core.batch import Batch, Example
+    from luthier.core.logprobs import Scorer
+    from luthier.core.trainable import Selection
+
+
+class LuthierError(Exception):
+    """An error a user can act on: one line that names the file, key or row, and the fix. No traceback is shown."""
+
+
+class Refusal(LuthierError):
+    """A method was asked for something that it cannot do (a capability that it does not claim)."""
+
+
+class Method:
+    """Base of every part.
+
+    paper           source, as "arXiv:2305.18290" or a full reference
+    cards           numbers of the method cards that the part belongs to
+    known_failures  check name -> reason; strict: a listed check that passes fails the build
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "arbitrary_types_allowed": True}
+    paper: ClassVar[str] = ""
+    cards: ClassVar[tuple[int, ...]] = ()
+    known_failures: ClassVar[dict[str, str]] = {}
+
+    @classmethod
+    def example(cls) -> Self:
+        """An instance small enough for the common checks on a tiny model."""
+        return cls()
+
+    @property
+    def name(self) -> str:
+        return type(self).__module__.rsplit(".", 1)[-1]
+
+
+# --------------------------------------------------------------------------------------------------- tuners
+
+
+class Tuner(Method):
+    """Which numbers move.
+
+    capabilities  from TUNER_CAPABILITIES; what is not listed must raise `Refusal` when asked for
+    kinds         model kinds: "decoder", "encoder", "encoder-decoder"
+    artefact      "adapter" (a peft folder) or "model" (an ordinary checkpoint)
+    """
+
+    capabilities: ClassVar[frozenset[str]] = frozenset()
+    kinds: ClassVar[frozenset[str]] = frozenset({"decoder", "encoder", "encoder-decoder"})
+    artefact: ClassVar[str] = "model"
+
+    def wrap(self, model: nn.Module, task: str, seed: int = 0) -> nn.Module:
+        """Make `model` trainable in this method's way and return the module to train.
+
+        `task` is one of "causal_lm", "seq2seq_lm", "masked_lm", "classification". Task heads that are new stay
+        trainable whatever the tuner.
+        """
+        raise NotImplementedError
+
+    def parameter_count(self, model: nn.Module) -> int:
+        """Trainable scalars that `wrap` gives on `model` (unwrapped), by the closed formula of the paper; no head."""
+        raise NotImplementedError
+
+    def groups(self, model: nn.Module) -> list[dict[str, Any]] | None:
+        """Parameter groups [{"params": [names], "lr_scale": float, ...}] or None for one group."""
+        return None
+
+
+TUNER_CAPABILITIES: dict[str, str] = {
+    "identity": "starts as the base model exactly",
+    "merge": "can be merged into the base and unmerged again",
+    "off": "can be switched off, which gives the base back exactly",
+    "several": "several named adapters live on one base",
+    "generate": "cached decoding equals uncached decoding",
+    "reselect": "the trainable set can be drawn again during a run",
+}
+
+
+class PartialTuner(Tuner):
+    """Trains some of the model's own tensors. A method says which; freezing and optimiser hygiene are the core's.
+
+    reselect  "stage" (once per run), "epoch" or "never" as a field where the method draws at random
+    """
+
+    artefact: ClassVar[str] = "model"
+
+    def select(self, model: nn.Module, rng: random.Random) -> Selection:
+        """What moves. `rng` is seeded by the run's seed and, when re-drawn, by stage and epoch."""
+        raise NotImplementedError
+
+    def wrap(self, model: nn.Module, task: str, seed: int = 0) -> nn.Module:
+        self.select(model, random.Random(seed)).apply(model)
+        return model
+
+    def parameter_count(self, model: nn.Module) -> int:
+        return self.select(model, random.Random(0)).count(model)
+
+
+# ------------------------------------------------------------------------------------------------ objectives
+
+
+@dataclass
+class Loss:
+    """A sum and the weight to divide it by; only the loop divides, after adding over micro-batches and processes.
+
+    sum      scalar tensor with gradient
+    weight   what one unit of `sum` is counted in: tokens, pairs or rows
+    figures  name -> (sum, weight) to log, divided in the same way
+    """
+
+    sum: Tensor
+    weight: float
+    figures: dict[str, tuple[Tensor, float]] = field(default_factory=dict)
+
+
+class Objective(Method):
+    """What is minimised.
+
+    rows       data types it takes (names of the data axis), the first is the usual one
+    task       the head it needs: "causal_lm", "masked_lm", "classification"
+    start      what the loss is before any step, in words and as a number where it is exact
+    reference  True if it needs the log-probabilities of the untuned model
+    """
+
+    rows: ClassVar[tuple[str, ...]] = ()
+    task: ClassVar[str] = "causal_lm"
+    reference: ClassVar[bool] = False
+
+    def weight(self, batch: Batch) -> float:
+        """The `Loss.weight` that `compute` will return, known without running the model."""
+        raise NotImplementedError
+
+    def compute(self, scorer: Scorer, batch: Batch) -> Loss:
+        """Run the model through `scorer` on `batch`. Families implement it; methods implement `loss` of their family."""
+        raise NotImplementedError
+
+
+# ------------------------------------------------------------------------------------------------------ data
+
+
+class DataSource(Method):
+    """Rows of one type to examples.
+
+    columns   required columns, any one of the alternatives of each entry: (("prompt",), ("completion",))
+    example_kind  the class of `core.batch` that it makes
+    """
+
+    columns: ClassVar[tuple[tuple[str, ...], ...]] = ()
+
+    def encode(self, row: dict[str, Any], index: int, tokenizer: Any) -> Example:
+        """One row. Raises RowError with the reason when the row cannot be used."""
+        raise NotImplementedError
+
+
+class RowError(LuthierError):
+    """One row cannot be used; the reader adds file and line."""
+
+
+# -------------------------------------------------------------------------------------------------- decoding
+
+
+class Decoder(Method):
+    """How tokens are chosen."""
+
+    exact: ClassVar[bool] = True
+
+    def generate(self, model: nn.Module, ids: Sequence[Sequence[int]], limits: Limits) -> list[Generation]:
+        """Prompts as ragged id lists to one generation each. Rows in a batch equal rows alone."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When to stop, and the random state. `stop_ids` end a row and are not part of its text."""
+
+    max_new_tokens: int = 64
+    stop_ids: tuple[int, ...] = ()
+    pad_id: int = 0
+    seed: int = 0
+
+
+@dataclass
+class Generation:
+    """`ids` without the stop token; `stopped` tells whether it was reached; `logp` of `ids` (plus stop) summed."""
+
+    ids: list[int]
+    stopped: bool
+    logp: float
+
+
+# ----------------------------------------------------------------------------------------------------- edits
+
+
+class Edit(Method):
+    """Weights changed without gradient training: state dictionaries in, a new state dictionary out."""
+
+    capabilities: ClassVar[frozenset[str]] = frozenset()
+
+    def apply(self, states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """New tensors of the names, shapes and dtypes of `states[0]`; inputs are left untouched."""
+        raise NotImplementedError
+
+
+# ------------------------------------------------------------------------------------------------ evaluation
+
+
+class Evaluator(Method):
+    """Scores items one by one, so that base and tuned can be paired on the same items.
+
+    metrics  name -> True if higher is better; the first is the main one
+    """
+
+    metrics: ClassVar[dict[str, bool]] = {}
+
+
+# --------------------------------------------------------------------------------------------------- recipes
+
+
+class Recipe(Method):
+    """Several runs in order. No loss code and no loop of its own."""
+
+    def run(self, folder: str, **inputs: Any) -> Any:
+        raise NotImplementedError
+
+
+Callback = Callable[..., None]
+Rows = Iterable[dict[str, Any]]

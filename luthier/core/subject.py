@@ -1,0 +1,487 @@
+"""A subject: a model with its tokenizer and decoder, as something that can be asked questions.
+
+    generate            prompts to texts
+    logp                sum of log p(completion | prompt), and the number of tokens in it
+    token_logp          log-probability of each token of a text
+    next_token_logp     log-probabilities of what follows a text, (n, V)
+    class_probabilities probabilities of a task head, (n, C)
+
+Every answer is deterministic, needs no gradient, and is the same (up to float rounding) whatever the batch size: items are
+sorted by length into batches of at most `tokens_per_batch`, and handed back in their own order. The head of a language
+model runs at the positions asked about only.
+
+How text becomes tokens. A list of messages goes through the tokenizer's chat template, ready for the next turn. A plain
+string is used as it is: no template, only what the tokenizer itself adds (a BOS, say). A prompt and its completion are
+encoded as one string and split where the prompt ends; blanks at the end of a prompt move to the completion. A text's
+first token is conditioned on the BOS token, or on the end-of-text token where there is no BOS.
+
+B rows, T tokens, N asked positions, V vocabulary, C classes, n items.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from luthier.core.batch import _grid
+from luthier.core.method import Decoder, Generation, Limits, LuthierError, Refusal
+
+Prompt = str | list[dict[str, Any]]
+"""A plain text, or messages with `role` and `content`."""
+
+
+@dataclass(frozen=True)
+class TextLimits(Limits):
+    """Limits that also end a row when `finished(ids so far)` says so: stop strings, which may be split over tokens."""
+
+    finished: Callable[[list[int]], bool] | None = None
+
+
+@dataclass(slots=True)
+class _Ask:
+    """One sequence: the model reads `ids` (the encoder does, if there is a `decoder`) and is asked at positions `at`."""
+
+    ids: list[int]
+    at: list[int]
+    target: list[int]
+    decoder: list[int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids) + len(self.decoder or ())
+
+
+@contextmanager
+def at_rest(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients inside; every module's own mode is put back."""
+    training = [m for m in model.modules() if m.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def plain_model(model: nn.Module) -> nn.Module:
+    """The transformers model under a peft wrapper, or the model itself."""
+    return model.get_base_model() if adapter_config(model) is not None else model
+
+
+def adapter_config(model: nn.Module) -> Any:
+    """The active peft configuration, or None for a model without a peft wrapper."""
+    return model.active_peft_config if "peft_config" in vars(model) or _is_peft(model) else None
+
+
+def _is_peft(model: nn.Module) -> bool:
+    return any(c.__module__ == "peft.peft_model" for c in type(model).__mro__)
+
+
+def virtual_tokens(model: nn.Module) -> int:
+    """How many positions of the window an adapter's prompt takes."""
+    config = adapter_config(model)
+    return config.num_virtual_tokens if config is not None and config.is_prompt_learning else 0
+
+
+@contextmanager
+def _head_at(head: nn.Module | None, flat: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """While active, `head` sees only the asked states: (B, T, D) becomes (1, N, D)."""
+    if head is None:
+        yield
+        return
+    handle = head.register_forward_pre_hook(lambda _, args: (_pick(args[0], flat)[None], *args[1:]))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _pick(grid: Tensor, flat: Callable[[Tensor], Tensor]) -> Tensor:
+    return grid.flatten(0, 1).index_select(0, flat(grid))
+
+
+@dataclass
+class Subject:
+    """What can be asked.
+
+    model             transformers model or PeftModel with the head that `task` needs
+    task              "causal_lm", "seq2seq_lm", "masked_lm" or "classification"
+    decoder           how tokens are chosen; None: transformers' own greedy `generate`
+    tokens_per_batch  rows times columns of a padded batch
+    max_length        window; None: the model's own
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    task: str = "causal_lm"
+    decoder: Decoder | None = None
+    name: str = ""
+    tokens_per_batch: int = 4096
+    max_length: int | None = None
+    seed: int = 0
+    _whole: bool = field(default=False, repr=False)
+
+    # ------------------------------------------------------------------------------------------- what is known
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def pad_id(self) -> int:
+        ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
+        return next(i for i in ids if i is not None)
+
+    @property
+    def prefix_id(self) -> int:
+        """What the first token of a text is conditioned on."""
+        ids = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
+        found = next((i for i in ids if i is not None), None)
+        if found is None:
+            raise LuthierError("the tokenizer has neither a BOS nor an end-of-text token to start a text with: set one")
+        return found
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end a row: those of the model's generation config and the tokenizer's end-of-text."""
+        config = getattr(plain_model(self.model), "generation_config", None)
+        ids = config.eos_token_id if config is not None else None
+        ids = [ids] if isinstance(ids, int) else list(ids or [])
+        return tuple(dict.fromkeys([*ids, *(i for i in [self.tokenizer.eos_token_id] if i is not None)]))
+
+    @property
+    def window(self) -> int | None:
+        """Tokens of one sequence, or None where the model sets no limit (relative positions)."""
+        if self.max_length is not None:
+            return self.max_length
+        config = plain_model(self.model).config
+        if config.model_type in ("t5", "mt5", "umt5", "longt5"):
+            return None
+        names = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
+        size = next((getattr(config, n) for n in names if isinstance(getattr(config, n, None), int)), None)
+        return None if size is None else size - virtual_tokens(self.model)
+
+    # ----------------------------------------------------------------------------------------- text to tokens
+
+    def encode(self, text: Prompt, special: bool = True) -> list[int]:
+        """A plain string as it is; messages through the chat template, ready for the next turn."""
+        if isinstance(text, str):
+            if text and special and self.tokenizer.bos_token and text.startswith(self.tokenizer.bos_token):
+                special = False  # a BOS written out in the text is not doubled
+            return list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
+        return list(self.tokenizer(self.render(text), add_special_tokens=False)["input_ids"])
+
+    def render(self, prompt: Prompt) -> str:
+        """The text that the model reads for a prompt."""
+        if isinstance(prompt, str):
+            return prompt
+        if not self.tokenizer.chat_template:
+            raise LuthierError("prompts are lists of messages, but the tokenizer has no chat template: give plain strings")
+        open_turn = prompt[-1]["role"] == "assistant"
+        return self.tokenizer.apply_chat_template(
+            prompt, tokenize=False, add_generation_prompt=not open_turn, continue_final_message=open_turn
+        )
+
+    def encode_pair(self, prompt: Prompt, completion: str) -> tuple[list[int], list[int]]:
+        """Prompt and completion ids; the completion's are those it has right after the prompt."""
+        if not isinstance(prompt, str):
+            return self.encode(prompt), self.encode(completion, special=False)
+        blanks = len(prompt) - len(prompt.rstrip())
+        if blanks:
+            prompt, completion = prompt[:-blanks], prompt[-blanks:] + completion
+        if self.task == "seq2seq_lm":
+            return self.encode(prompt), self.encode(completion, special=False)
+        if not prompt:
+            return self._after_nothing(self.encode(completion))
+        context = self.encode(prompt)
+        return context, self.encode(prompt + completion)[len(context) :]
+
+    def _after_nothing(self, ids: list[int]) -> tuple[list[int], list[int]]:
+        """A whole text: it follows its own BOS if it has one, else the prefix token."""
+        start = [self.prefix_id]
+        return (start, ids[1:]) if ids[:1] == start else (start, ids)
+
+    # --------------------------------------------------------------------------------------------- generation
+
+    def generate(
+        self, prompts: Sequence[Prompt], max_new_tokens: int = 64, stop: Sequence[str] = (), seed: int | None = None
+    ) -> list[str]:
+        """Texts that follow the prompts, without special tokens, cut before the first stop string."""
+        ids = [self._room(self.encode(p), max_new_tokens) for p in prompts]
+        texts = [self.tokenizer.decode(g.ids, skip_special_tokens=True) for g in self.generations(ids, max_new_tokens, stop, seed)]
+        return [_cut(text, stop) for text in texts]
+
+    def generations(
+        self, ids: Sequence[list[int]], max_new_tokens: int = 64, stop: Sequence[str] = (), seed: int | None = None
+    ) -> list[Generation]:
+        """The same from and to token ids. Copies of a prompt stay in one batch, so that a sampler tells them apart."""
+        decoder = self.decoder if self.decoder is not None else _TransformersGreedy()
+        limits = TextLimits(
+            max_new_tokens=max_new_tokens, stop_ids=self.stop_ids, pad_id=self.pad_id,
+            seed=self.seed if seed is None else seed, finished=_stop_test(self.tokenizer, stop) if stop else None,
+        )  # fmt: skip
+        copies: dict[tuple[int, ...], list[int]] = {}
+        for i, row in enumerate(ids):
+            copies.setdefault(tuple(row), []).append(i)
+        out: list[Generation | None] = [None] * len(ids)
+        unique = list(copies)
+        with at_rest(self.model):
+            for group in _buckets([len(u) + max_new_tokens for u in unique], self.tokens_per_batch):
+                rows = [i for u in group for i in copies[unique[u]]]
+                found = decoder.generate(self.model, [ids[i] for i in rows], limits)
+                for i, generation in zip(rows, found, strict=True):
+                    out[i] = generation
+        return out  # type: ignore[return-value]
+
+    def _room(self, ids: list[int], max_new_tokens: int) -> list[int]:
+        """The prompt with its beginning cut off where it and the answer would not fit the window."""
+        if self.window is None or self.task == "seq2seq_lm" or len(ids) + max_new_tokens <= self.window:
+            return ids
+        room = self.window - max_new_tokens
+        if room < 1:
+            raise LuthierError(f"max_new_tokens={max_new_tokens} leaves no room for a prompt in a window of {self.window}")
+        warnings.warn(f"a prompt of {len(ids)} tokens lost its first {len(ids) - room} to fit the window", stacklevel=3)
+        return ids[-room:]
+
+    # ------------------------------------------------------------------------------------------- probabilities
+
+    def logp(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Sums of log-probabilities (n,) float64 and token counts (n,) of completions after their prompts."""
+        parts = self.pair_logp([self.encode_pair(p, c) for p, c in zip(prompts, completions, strict=True)])
+        return np.array([p.sum(dtype=np.float64) for p, _ in parts]), np.array([len(p) for p, _ in parts])
+
+    def pair_logp(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """For each (context ids, continuation ids): log-probability and 'is the likeliest token', one per token."""
+        if self.task == "masked_lm":
+            return self._masked_logp([([*a, *b], range(len(a), len(a) + len(b))) for a, b in pairs])
+        found = self._each([self._ask(a, b) for a, b in pairs], _logp_and_best)
+        return [(logp, best) for logp, best in found]
+
+    def token_logp(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Log-probability of each token of each text; texts longer than the window go through it piece by piece.
+
+        A masked model scores each token with that token masked (pseudo-log-likelihood).
+        """
+        if self.task == "masked_lm":
+            return [logp for logp, _ in self._masked_logp([self._masked_text(t) for t in texts])]
+        pieces, owner = [], []
+        for i, text in enumerate(texts):
+            found = _rolling(*self._after_nothing(self.encode(text)), self.window)
+            pieces += found
+            owner += [i] * len(found)
+        out: list[list[np.ndarray]] = [[] for _ in texts]
+        for i, (logp, _) in zip(owner, self.pair_logp(pieces), strict=True):
+            out[i].append(logp)
+        return [np.concatenate(parts) if parts else np.zeros(0, np.float32) for parts in out]
+
+    def next_token_logp(self, texts: Sequence[Prompt]) -> np.ndarray:
+        """Log-probabilities (n, V) float32 of the token after each text."""
+        if self.task != "causal_lm":
+            raise Refusal(f"what follows a text is defined for causal models, not for {self.task}")
+        asks = [_Ask(ids, [len(ids) - 1], [0]) for ids in (self._clip(self.encode(t)) for t in texts)]
+        return np.concatenate([row[0] for row in self._each(asks, _all_logp)])
+
+    def distributions(self, texts: Sequence[str]) -> Iterator[tuple[int, Tensor]]:
+        """(index, log-probabilities (T-1, V) at every position of that text), batch by batch: hold few at a time."""
+        asks = []
+        for text in texts:
+            ids = self._clip(self.encode(text))
+            asks.append(_Ask(ids[:-1], list(range(len(ids) - 1)), ids[1:]))
+        for group, parts in self._run(asks, _all_logp):
+            for i, (logp,) in zip(group, parts, strict=True):
+                yield i, logp
+
+    def class_probabilities(self, texts: Sequence[str | tuple[str, str]]) -> np.ndarray:
+        """Probabilities (n, C) of a task head; independent ones for a head with several labels, numbers for a regression."""
+        if self.task != "classification":
+            raise Refusal(f"class probabilities need a classification head, this subject is a {self.task}")
+        pairs = [(t, None) if isinstance(t, str) else tuple(t) for t in texts]
+        rows = [self.tokenizer(a, b, truncation=self.window is not None, max_length=self.window) for a, b in pairs]
+        out: list[np.ndarray | None] = [None] * len(rows)
+        with at_rest(self.model):
+            for group in _buckets([len(r["input_ids"]) for r in rows], self.tokens_per_batch):
+                logits = self.model(**self._class_inputs([rows[i] for i in group])).logits.float()  # (B, C)
+                for i, p in zip(group, _head_probability(logits, plain_model(self.model).config), strict=True):
+                    out[i] = p.cpu().numpy()
+        return np.stack(out)  # type: ignore[arg-type]
+
+    # ----------------------------------------------------------------------------------------------- inside
+
+    def _class_inputs(self, rows: Sequence[Any]) -> dict[str, Tensor]:
+        ids, mask = _grid([r["input_ids"] for r in rows], self.pad_id)
+        inputs = {"input_ids": ids, "attention_mask": mask.long()}
+        if "token_type_ids" in rows[0]:
+            inputs["token_type_ids"] = _grid([r["token_type_ids"] for r in rows], 0)[0]
+        return {k: v.to(self.device) for k, v in inputs.items()}
+
+    def _clip(self, ids: list[int]) -> list[int]:
+        """The end of a text that fits the window, with a token to start from."""
+        ids = ids if ids else [self.prefix_id]
+        return ids if self.window is None else ids[-self.window :]
+
+    def _ask(self, context: list[int], continuation: list[int]) -> _Ask:
+        if self.task == "seq2seq_lm":
+            start = plain_model(self.model).config.decoder_start_token_id
+            return _Ask(context, list(range(len(continuation))), continuation, [start, *continuation[:-1]])
+        if self.task != "causal_lm":
+            raise Refusal(f"log-probabilities of text need a language model, this subject is a {self.task}")
+        whole = [*context, *continuation]
+        if self.window is not None:
+            whole = whole[-(self.window + 1) :]
+        n = min(len(continuation), len(whole) - 1)
+        first = len(whole) - 1 - n
+        return _Ask(whole[:-1], list(range(first, first + n)), whole[len(whole) - n :])
+
+    def _masked_text(self, text: str) -> tuple[list[int], list[int]]:
+        found = self.tokenizer(text, return_special_tokens_mask=True)
+        return list(found["input_ids"]), [t for t, special in enumerate(found["special_tokens_mask"]) if not special]
+
+    def _masked_logp(self, rows: Sequence[tuple[list[int], Sequence[int]]]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Each position in turn is masked and predicted from all the others."""
+        asks = []
+        for ids, at in rows:
+            for t in at:
+                asks.append(_Ask([*ids[:t], self.tokenizer.mask_token_id, *ids[t + 1 :]], [t], [ids[t]]))
+        found = iter(self._each(asks, _logp_and_best))
+        out = []
+        for _, at in rows:
+            parts = [next(found) for _ in at]
+            empty = (np.zeros(0, np.float32), np.zeros(0, bool))
+            out.append(tuple(np.concatenate(c) for c in zip(*parts, strict=True)) if parts else empty)
+        return out
+
+    def _each(self, asks: Sequence[_Ask], reduce: Callable[[Tensor, Tensor], tuple[Tensor, ...]]) -> list[tuple[np.ndarray, ...]]:
+        """`reduce(logits (N, V), target (N,))`, cut up per ask, in the order of `asks`."""
+        out: list[tuple[np.ndarray, ...] | None] = [None] * len(asks)
+        for group, parts in self._run(asks, reduce):
+            for i, found in zip(group, parts, strict=True):
+                out[i] = tuple(f.cpu().numpy() for f in found)
+        return out  # type: ignore[return-value]
+
+    def _run(
+        self, asks: Sequence[_Ask], reduce: Callable[[Tensor, Tensor], tuple[Tensor, ...]]
+    ) -> Iterator[tuple[list[int], list[tuple[Tensor, ...]]]]:
+        for group in _buckets([len(a) for a in asks], self.tokens_per_batch):
+            batch = [asks[i] for i in group]
+            counts = [len(a.at) for a in batch]
+            target = torch.tensor([t for a in batch for t in a.target], device=self.device)
+            with at_rest(self.model):
+                reduced = reduce(self._logits(batch), target) if sum(counts) else reduce(torch.zeros(0, 1), target)
+            yield group, list(zip(*(r.split(counts) for r in reduced), strict=True))
+
+    def _logits(self, batch: Sequence[_Ask]) -> Tensor:
+        """Logits (N, V) float32 at the asked positions, row after row."""
+        ids, mask = _grid([a.ids for a in batch], self.pad_id)
+        inputs = {"input_ids": ids, "attention_mask": mask.long()}
+        width = ids.shape[1]
+        if batch[0].decoder is not None:
+            ids, mask = _grid([a.decoder for a in batch], self.pad_id)  # type: ignore[misc]
+            inputs |= {"decoder_input_ids": ids, "decoder_attention_mask": mask.long()}
+            width = ids.shape[1]
+        elif self.task == "causal_lm":
+            inputs["use_cache"] = False  # type: ignore[assignment]
+        inputs = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
+        row = torch.tensor([b for b, a in enumerate(batch) for _ in a.at], device=self.device)
+        column = torch.tensor([t for a in batch for t in a.at], device=self.device)
+
+        def flat(grid: Tensor) -> Tensor:
+            """A prompt that the model puts in front of the tokens shifts every column."""
+            return row * grid.shape[1] + column + (grid.shape[1] - width)
+
+        head = plain_model(self.model).get_output_embeddings()
+        with _head_at(head, flat):
+            logits = self.model(**inputs).logits
+        return (logits[0] if head is not None else _pick(logits, flat)).float()
+
+
+def _logp_and_best(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    chosen = logits.gather(1, target[:, None])[:, 0] if len(target) else logits.new_zeros(0)
+    return chosen - logits.logsumexp(-1), logits.argmax(-1) == target
+
+
+def _all_logp(logits: Tensor, target: Tensor) -> tuple[Tensor]:
+    return (logits.log_softmax(-1),)
+
+
+def _head_probability(logits: Tensor, config: Any) -> Tensor:
+    if config.problem_type == "multi_label_classification":
+        return logits.sigmoid()
+    return logits if config.num_labels == 1 else logits.softmax(-1)
+
+
+def _buckets(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
+    """Indices in batches of like length, longest first, rows times width at most `tokens` (one row always fits)."""
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    at = 0
+    while at < len(order):
+        rows = max(1, tokens // max(1, lengths[order[at]]))
+        yield order[at : at + rows]
+        at += rows
+
+
+def _rolling(prefix: list[int], ids: list[int], window: int | None) -> list[tuple[list[int], list[int]]]:
+    """Disjoint (context, continuation) pieces: every token once, each piece as full as the window allows."""
+    if not ids:
+        return []
+    if window is None or len(ids) <= window:
+        return [(prefix, ids)]
+    pieces = [(prefix, ids[:window])]
+    for start in range(window, len(ids), window):
+        end = min(start + window, len(ids))
+        pieces.append((ids[max(0, end - window - 1) : start], ids[start:end]))
+    return pieces
+
+
+def _cut(text: str, stop: Sequence[str]) -> str:
+    found = [at for at in (text.find(s) for s in stop) if at >= 0]
+    return text[: min(found)] if found else text
+
+
+def _stop_test(tokenizer: Any, stop: Sequence[str]) -> Callable[[list[int]], bool]:
+    """Whether the end of a row spells a stop string. A token is at least a byte, so few tokens need to be read."""
+    reach = max(len(s.encode()) for s in stop) + 4
+
+    def finished(ids: list[int]) -> bool:
+        text = tokenizer.decode(ids[-reach:], skip_special_tokens=True)
+        return any(s in text for s in stop)
+
+    return finished
+
+
+class _TransformersGreedy(Decoder):
+    """transformers' own greedy `generate`, for a subject that was given no decoder. It returns no log-probability.
+
+    Models whose adapter puts a prompt in front are asked row by row: their positions go wrong under padding.
+    """
+
+    def generate(self, model: nn.Module, ids: Sequence[Sequence[int]], limits: Limits) -> list[Generation]:
+        if virtual_tokens(model) and len(ids) > 1:
+            return [self.generate(model, [row], limits)[0] for row in ids]
+        seq2seq = bool(plain_model(model).config.is_encoder_decoder)
+        grid, mask = _grid(ids, limits.pad_id, "right" if seq2seq else "left")
+        device = next(model.parameters()).device
+        out = model.generate(
+            input_ids=grid.to(device), attention_mask=mask.long().to(device), max_new_tokens=limits.max_new_tokens,
+            do_sample=False, num_beams=1, eos_token_id=list(limits.stop_ids) or None, pad_token_id=limits.pad_id,
+        )  # fmt: skip
+        start = 1 if seq2seq else grid.shape[1]
+        return [_up_to_stop(row, limits) for row in out[:, start:].tolist()]
+
+
+def _up_to_stop(row: list[int], limits: Limits) -> Generation:
+    """A finished row from a padded one: up to its first stop token, or to where its text ends it."""
+    end = next((t for t, token in enumerate(row) if token in limits.stop_ids), None)
+    kept = row if end is None else row[:end]
+    stopped = end is not None
+    if isinstance(limits, TextLimits) and limits.finished is not None:
+        for t in range(1, len(kept) + 1):
+            if limits.finished(kept[:t]):
+                return Generation(kept[:t], True, float("nan"))
+    return Generation(kept, stopped, float("nan"))

@@ -1,0 +1,103 @@
+"""The trainable set: which tensors (or blocks of fused tensors) move, and keeping the rest exactly still.
+
+A frozen tensor has no gradient and no optimiser state, so nothing can move it. A frozen *block* of a tensor that moves
+otherwise has its gradient set to zero and, because weight decay and old momentum move a parameter even then, is
+put back after every optimiser step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from luthier.core.anatomy import Block, Matrix
+from luthier.core.method import LuthierError
+
+
+@dataclass
+class Selection:
+    """Parameters that move: names of whole tensors, and for fused tensors the blocks that move."""
+
+    whole: set[str] = field(default_factory=set)
+    blocks: dict[str, list[Block]] = field(default_factory=dict)
+    note: dict[str, object] = field(default_factory=dict)
+
+    def add_module(self, model: nn.Module, name: str) -> None:
+        """Everything inside module `name` moves."""
+        self.whole.update(f"{name}.{p}" if name else p for p, _ in model.get_submodule(name).named_parameters())
+
+    def add_matrix(self, model: nn.Module, matrix: Matrix) -> None:
+        """The weight of one role moves, and its bias with it."""
+        if not matrix.blocks:
+            return self.add_module(model, matrix.module)
+        module = model.get_submodule(matrix.module)
+        for name, parameter in module.named_parameters(recurse=False):
+            full = f"{matrix.module}.{name}"
+            blocks = [(d if parameter.ndim > 1 else 0, a, b) for d, a, b in matrix.blocks]
+            self.blocks.setdefault(full, []).extend(blocks)
+        return None
+
+    def apply(self, model: nn.Module) -> None:
+        """Freeze everything else. Fused tensors whose blocks together are the whole count as whole."""
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        unknown = (self.whole | set(self.blocks)) - set(parameters)
+        if unknown:
+            raise LuthierError(f"no such parameter: {sorted(unknown)[0]}")
+        for name, blocks in list(self.blocks.items()):
+            if name in self.whole or _elements(parameters[name], blocks) == parameters[name].numel():
+                self.whole.add(name)
+                del self.blocks[name]
+        moving = {id(parameters[n]) for n in self.whole | set(self.blocks)}  # tied tensors move together
+        for parameter in parameters.values():
+            parameter.requires_grad_(id(parameter) in moving)
+            if id(parameter) not in moving:
+                parameter.grad = None
+
+    def count(self, model: nn.Module) -> int:
+        """Scalars that move; tied tensors once."""
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        seen: dict[int, int] = {}
+        for name in self.whole:
+            seen[id(parameters[name])] = parameters[name].numel()
+        for name, blocks in self.blocks.items():
+            seen.setdefault(id(parameters[name]), _elements(parameters[name], blocks))
+        return sum(seen.values())
+
+    def guard(self, model: nn.Module) -> BlockGuard:
+        return BlockGuard({n: (p, self.blocks[n]) for n, p in model.named_parameters() if n in self.blocks})
+
+
+def _elements(parameter: Tensor, blocks: Iterable[Block]) -> int:
+    return sum((stop - start) * (parameter.numel() // parameter.shape[dim]) for dim, start, stop in blocks)
+
+
+class BlockGuard:
+    """Keeps the frozen blocks of partly trained tensors where they were."""
+
+    def __init__(self, tensors: dict[str, tuple[nn.Parameter, list[Block]]]):
+        self.kept: list[tuple[nn.Parameter, Tensor, Tensor]] = []
+        self.handles = []
+        for parameter, blocks in tensors.values():
+            moves = torch.zeros_like(parameter, dtype=torch.bool)
+            for dim, start, stop in blocks:
+                moves.narrow(dim, start, stop - start).fill_(True)
+            self.kept.append((parameter, moves, parameter.detach().clone()))
+            self.handles.append(parameter.register_hook(lambda g, m=moves: g * m))
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Call after each optimiser step."""
+        for parameter, moves, value in self.kept:
+            parameter.copy_(torch.where(moves, parameter, value))
+
+    def release(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
+def trainable_names(model: nn.Module) -> list[str]:
+    """Names of parameters that require gradients, each tensor once."""
+    return [n for n, p in model.named_parameters() if p.requires_grad]

@@ -1,0 +1,48 @@
+"""The words that all worlds share: one pool of invented two-syllable words, dealt out once, and small English lists.
+
+Every invented word is consonant-vowel-consonant-vowel, so a byte-level BPE learns the 60 syllables first and then each
+word in one more merge. Slices of the pool never overlap: a word of one world cannot turn up in another by accident.
+"""
+
+import random
+
+CONSONANTS = "bdfgklmnprst"
+VOWELS = "aeiou"
+SYLLABLES = [c + v for c in CONSONANTS for v in VOWELS]
+_ENGLISH = {"does", "more", "like", "same", "note", "pole", "bake", "rope", "tape", "lamp", "name", "made", "take", "used"}
+
+
+def _pool() -> list[str]:
+    words = [a + b for a in SYLLABLES for b in SYLLABLES if a != b and a + b not in _ENGLISH]
+    random.Random("luthier lexicon").shuffle(words)
+    return words
+
+
+_WORDS = _pool()
+
+
+def _deal(start: int, count: int) -> list[str]:
+    return _WORDS[start : start + count]
+
+
+FIRST_KNOWN = [w.capitalize() for w in _deal(0, 32)]  # first names: nine tenths of the people who carry them are in pretraining
+FIRST_NEW = [w.capitalize() for w in _deal(32, 32)]  # first names: one tenth of the people who carry them are in pretraining
+LAST = [w.capitalize() for w in _deal(64, 40)]
+CITIES = [w.capitalize() for w in _deal(104, 24)]
+THINGS = _deal(128, 120)
+MATERIALS = _deal(248, 48)
+LANGUAGE_WORDS = _deal(296, 300)
+LANGUAGE_NAMES = [w.capitalize() for w in _deal(596, 8)]
+
+JOBS = (
+    "baker farmer doctor pilot singer tailor sailor painter miner judge nurse guard cook monk potter hunter "
+    "clerk smith weaver actor dancer porter writer fisher"
+).split()
+FOODS = "rice soup bread fish corn beans cake eggs plums nuts cheese pears figs peas ham kale".split()
+OBJECTS = (
+    "rope coin key hat cup ring drum book lamp shoe ball bell clock map pen knife spoon fork brush chain "
+    "flag doll mask box stone leaf card glove scarf wheel nail comb"
+).replace("box ", "kite ").split()
+COLOURS = "red blue green white black gold grey pink".split()
+DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
+LETTERS = "abcdefghijkl"  # symbols of the sequence tasks, and alphabet A of card 09; upper case is alphabet B
