@@ -14,6 +14,7 @@ adapters, saving and loading as a peft folder, switching off, merging, padding, 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -83,9 +84,8 @@ class BridgedTuner(PeftTuner):
 
     def __init_subclass__(cls, **keywords: Any):
         super().__init_subclass__(**keywords)
-        if cls.__module__.rsplit(".", 1)[-1].startswith("_") or cls.__module__ == __name__:
-            return
-        cls._pending = True
+        if cls.__module__ != __name__ and not cls.__module__.rsplit(".", 1)[-1].startswith("_"):
+            register(cls)
 
     def target_modules(self, model: nn.Module) -> list[str]:
         """Names of the modules that get a part."""
@@ -96,9 +96,8 @@ class BridgedTuner(PeftTuner):
         raise NotImplementedError
 
     def peft_config(self, model: nn.Module, task: str) -> PeftConfig:
-        config_class, _ = register(type(self))
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
-        return config_class(
+        return type(self).bridge[0](
             **fields,
             task_type=PEFT_TASKS[task],
             target_modules=self.target_modules(model),
@@ -106,10 +105,8 @@ class BridgedTuner(PeftTuner):
         )
 
 
-def register(method: type[BridgedTuner]) -> tuple[type, type]:
-    """Register `method` with peft once; returns its config and model classes."""
-    if "bridge" in method.__dict__:
-        return method.bridge
+def register(method: type[BridgedTuner]) -> None:
+    """Make `method` a peft type as its class is created: peft config and model classes under `luthier_<file name>`."""
     name = f"luthier_{method.__module__.rsplit('.', 1)[-1]}"
     member = name.upper()
     if member not in PeftType.__members__:
@@ -119,7 +116,6 @@ def register(method: type[BridgedTuner]) -> tuple[type, type]:
     if PeftType[member] not in peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING:
         register_peft_method(name=name, config_cls=config_class, model_cls=model_class, prefix=f"{name}_")
     method.bridge = (config_class, model_class)
-    return method.bridge
 
 
 def _add_member(name: str) -> None:
@@ -140,21 +136,31 @@ def _config_class(method: type[BridgedTuner], name: str) -> type:
         if isinstance(self.target_modules, list):
             self.target_modules = set(self.target_modules)
 
-    own = []
-    for f in dataclasses.fields(method):  # type: ignore[arg-type]
-        default = dataclasses.field(default_factory=f.default_factory) if f.default is dataclasses.MISSING else f.default
-        own.append((f.name, f.type if isinstance(f.type, type) else Any, default))
+    own = [(field, Any, getattr(method, field)) for field in _field_names(method)]
     shared = [
         ("target_modules", Any, None),
         ("exclude_modules", Any, None),
         ("modules_to_save", Any, None),
     ]
     config = dataclasses.make_dataclass(
-        f"{method.__name__}Config", own + shared, bases=(PeftConfig,), namespace={"__post_init__": finish, "method": method}
+        f"{method.__name__}Config",
+        own + shared,
+        bases=(PeftConfig,),
+        namespace={"__post_init__": finish, "method": method},
     )
     config.__doc__ = f"peft config of luthier's {method.__name__}; fields as in {method.__module__}."
     config.__module__ = method.__module__
     return config
+
+
+def _field_names(method: type) -> list[str]:
+    """Option names of a method class that the dataclass decorator has not seen yet. Every option has a default."""
+    names: dict[str, None] = {}
+    for cls in reversed(method.__mro__):
+        for name, kind in cls.__dict__.get("__annotations__", {}).items():
+            if not str(kind).startswith("ClassVar"):
+                names[name] = None
+    return list(names)
 
 
 def method_of(config: PeftConfig) -> BridgedTuner:
@@ -386,7 +392,9 @@ class ModuleTuner(BridgedTuner):
 def _found(method: Tuner, body: Anatomy, roles: tuple[str, ...]) -> list[str]:
     names = body.modules(roles)
     if not names:
-        raise Refusal(f"{method.name} found no module with roles {', '.join(roles)} in architecture '{body.model_type}'")
+        raise Refusal(
+            f"{method.name} found no module with roles {', '.join(roles)} in architecture '{body.model_type}'"
+        )
     return names
 
 
@@ -511,3 +519,8 @@ def activation(name: str) -> Activation:
     if name not in ACTIVATIONS:
         raise Refusal(f"unknown activation '{name}': one of {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
+
+
+# Whoever needs this module may load any adapter: the tuner files register with peft as they are imported. By name,
+# because the folder is the list and nothing here depends on what is in it.
+importlib.import_module("luthier.tuners")

@@ -305,7 +305,7 @@ def base_transformer(model: nn.Module) -> nn.Module:
 
 
 def kind_of(model: nn.Module) -> str:
-    """"decoder", "encoder" or "encoder-decoder"."""
+    """ "decoder", "encoder" or "encoder-decoder"."""
     config = base_transformer(model).config
     if getattr(config, "is_encoder_decoder", False):
         return "encoder-decoder"
@@ -363,9 +363,7 @@ def _layers(model: nn.Module, config: Any, layout: Layout, stack: str, path: str
             if at + module in names:
                 matrices.append(Matrix(role, at + module, rows(config) if rows else ()))
         norms = tuple(at + n for n in layout.norms if at + n in names)
-        found.append(
-            Layer(stack, i, at[:-1], at + layout.attention, at + layout.feed_forward, tuple(matrices), norms)
-        )
+        found.append(Layer(stack, i, at[:-1], at + layout.attention, at + layout.feed_forward, tuple(matrices), norms))
     return found
 
 

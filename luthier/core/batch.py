@@ -150,7 +150,9 @@ class Batch:
 Collate = Callable[[Sequence[Example]], Batch]
 
 
-def _grid(sequences: Sequence[Sequence[int]], pad: int, side: str = "right", multiple: int = 1) -> tuple[Tensor, Tensor]:
+def _grid(
+    sequences: Sequence[Sequence[int]], pad: int, side: str = "right", multiple: int = 1
+) -> tuple[Tensor, Tensor]:
     """Ragged id lists to (B, T) ids and mask, padded on `side` to a multiple of `multiple`."""
     width = max(len(s) for s in sequences)
     width = -(-width // multiple) * multiple
@@ -222,7 +224,9 @@ def collate_groups(examples: Sequence[GroupExample], pad: int, side: str = "righ
         scores = torch.tensor([s for e in examples for s in e.scores], dtype=torch.float32)  # type: ignore[union-attr]
     if not share_prompt:
         texts = [
-            TextExample(e.row, e.prompt + a, [False] * len(e.prompt) + [True] * len(a)) for e in examples for a in e.answers
+            TextExample(e.row, e.prompt + a, [False] * len(e.prompt) + [True] * len(a))
+            for e in examples
+            for a in e.answers
         ]
         return replace(collate_text(texts, pad, side), rows=flat_rows, scores=scores, extras=_extras(examples))
     if side != "right":
@@ -246,9 +250,7 @@ def collate_groups(examples: Sequence[GroupExample], pad: int, side: str = "righ
     same = (branch[:, :, None] == branch[:, None, :]) | ((branch[:, None, :] == -1) & (branch[:, :, None] >= 0))
     sees = same & torch.ones(T, T, dtype=torch.bool).tril()
     source, target, owner = _scored(spans)
-    return Batch(
-        ids, mask, flat_rows, positions, sees, source, target, owner, scores=scores, extras=_extras(examples)
-    )
+    return Batch(ids, mask, flat_rows, positions, sees, source, target, owner, scores=scores, extras=_extras(examples))
 
 
 def collate_labelled(examples: Sequence[LabelledExample], pad: int, side: str = "right") -> Batch:
@@ -267,7 +269,9 @@ def collate_source_target(examples: Sequence[SourceTargetExample], pad: int, sta
     ids, mask = _grid([e.ids for e in examples], pad, side)
     decoder_ids, decoder_mask = _grid([[start, *e.target[:-1]] for e in examples], pad)
     U = decoder_ids.shape[1]
-    source, target, owner = _scored([(b * U + t, tok, b) for b, e in enumerate(examples) for t, tok in enumerate(e.target)])
+    source, target, owner = _scored(
+        [(b * U + t, tok, b) for b, e in enumerate(examples) for t, tok in enumerate(e.target)]
+    )
     return Batch(
         ids, mask, _rows(examples), None, None, source, target, owner,
         decoder_ids=decoder_ids, decoder_mask=decoder_mask, extras=_extras(examples),
@@ -292,7 +296,9 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     room: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         if lengths[i] > capacity:
-            raise ValueError(f"row {i} has {lengths[i]} tokens, more than the packed length {capacity}: raise max_length")
+            raise ValueError(
+                f"row {i} has {lengths[i]} tokens, more than the packed length {capacity}: raise max_length"
+            )
         fits = [b for b in range(len(bins)) if room[b] >= lengths[i]]
         if fits:
             best = min(fits, key=lambda b: (room[b], b))

@@ -30,7 +30,11 @@ class _LinearLogp(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, chunk: int) -> Tensor:
-        dtype = torch.get_autocast_dtype(states.device.type) if torch.is_autocast_enabled(states.device.type) else states.dtype
+        dtype = (
+            torch.get_autocast_dtype(states.device.type)
+            if torch.is_autocast_enabled(states.device.type)
+            else states.dtype
+        )
         n = states.shape[0]
         logp = torch.empty(n, dtype=torch.float32, device=states.device)
         keep = n <= chunk and any(ctx.needs_input_grad)
@@ -74,7 +78,9 @@ def _log_softmax(states: Tensor, weight: Tensor, bias: Tensor | None, dtype: tor
     return torch.log_softmax(z, -1, dtype=torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype)
 
 
-def linear_logp(states: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, chunk: int | None = None) -> Tensor:
+def linear_logp(
+    states: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, chunk: int | None = None
+) -> Tensor:
     """Log-probabilities (N,) of `target` (N,) given states (N, D) and a head weight (V, D), bias (V,)."""
     chunk = chunk or max(1, CHUNK_BYTES // (4 * weight.shape[0]))
     return _LinearLogp.apply(states, weight, bias, target, chunk)
@@ -122,7 +128,9 @@ class Scorer:
     def head(self) -> nn.Module:
         head = self.plain.get_output_embeddings()
         if head is None:
-            raise LuthierError(f"{type(self.plain).__name__} has no language-model head: load it for a language-model task")
+            raise LuthierError(
+                f"{type(self.plain).__name__} has no language-model head: load it for a language-model task"
+            )
         return head
 
     def token_logp(self, batch: Batch) -> Tensor:
@@ -139,8 +147,10 @@ class Scorer:
             return own(states)[None]  # (1, N, V): whatever follows the head runs on it
 
         with _head_sees(head, scored):
-            out = self.model(**batch.inputs(self._mask_dtype()), use_cache=False) if self._caches else self.model(
-                **batch.inputs(self._mask_dtype())
+            out = (
+                self.model(**batch.inputs(self._mask_dtype()), use_cache=False)
+                if self._caches
+                else self.model(**batch.inputs(self._mask_dtype()))
             )
         logits = out.logits if hasattr(out, "logits") else out[0]
         if self._ends_at_head(head):
@@ -159,7 +169,9 @@ class Scorer:
     def _mask_dtype(self) -> torch.dtype:
         """Additive masks must have the dtype that attention runs in."""
         kind = self.device.type
-        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else next(self.plain.parameters()).dtype
+        return (
+            torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else next(self.plain.parameters()).dtype
+        )
 
     @property
     def _caches(self) -> bool:
@@ -173,7 +185,9 @@ class Scorer:
         if states.shape[0] <= chunk:
             return gather_logp(head(states), target)
         parts = [
-            checkpoint(lambda s, t: gather_logp(head(s), t), states[i : i + chunk], target[i : i + chunk], use_reentrant=False)
+            checkpoint(
+                lambda s, t: gather_logp(head(s), t), states[i : i + chunk], target[i : i + chunk], use_reentrant=False
+            )
             for i in range(0, states.shape[0], chunk)
         ]
         return torch.cat(parts)

@@ -9,10 +9,11 @@ B rows, T tokens, N scored positions, A answers, V vocabulary.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+import numpy as np
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -61,11 +62,13 @@ class Tuner(Method):
     capabilities  from TUNER_CAPABILITIES; what is not listed must raise `Refusal` when asked for
     kinds         model kinds: "decoder", "encoder", "encoder-decoder"
     artefact      "adapter" (a peft folder) or "model" (an ordinary checkpoint)
+    learning_rate what a recipe that names none gets
     """
 
     capabilities: ClassVar[frozenset[str]] = frozenset()
     kinds: ClassVar[frozenset[str]] = frozenset({"decoder", "encoder", "encoder-decoder"})
     artefact: ClassVar[str] = "model"
+    learning_rate: ClassVar[float] = 2e-5
 
     def wrap(self, model: nn.Module, task: str, seed: int = 0) -> nn.Module:
         """Make `model` trainable in this method's way and return the module to train.
@@ -147,6 +150,13 @@ class Objective(Method):
     def weight(self, batch: Batch) -> float:
         """The `Loss.weight` that `compute` will return, known without running the model."""
         raise NotImplementedError
+
+    def view(self, batch: Batch, step: int, total: int, rng: np.random.Generator) -> Batch:
+        """The batch as this objective shows it to the model at optimiser step `step` of `total` (corruption, mixing).
+
+        `rng` depends on seed, step and rows alone: fresh at every visit, the same after resuming.
+        """
+        return batch
 
     def compute(self, scorer: Scorer, batch: Batch) -> Loss:
         """Run the model through `scorer` on `batch`. Families implement it; methods implement `loss` of their family."""
@@ -239,7 +249,3 @@ class Recipe(Method):
 
     def run(self, folder: str, **inputs: Any) -> Any:
         raise NotImplementedError
-
-
-Callback = Callable[..., None]
-Rows = Iterable[dict[str, Any]]

@@ -20,10 +20,11 @@ B rows, T tokens, N asked positions, V vocabulary, C classes, n items.
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,10 @@ from luthier.core.method import Decoder, Generation, Limits, LuthierError, Refus
 
 Prompt = str | list[dict[str, Any]]
 """A plain text, or messages with `role` and `content`."""
+
+
+LOGITS_PER_TOKEN = 16384
+"""A batch of `tokens_per_batch` tokens holds at most this many logits per token, so that a large vocabulary makes it smaller."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +82,8 @@ def plain_model(model: nn.Module) -> nn.Module:
 
 def adapter_config(model: nn.Module) -> Any:
     """The active peft configuration, or None for a model without a peft wrapper."""
-    return model.active_peft_config if "peft_config" in vars(model) or _is_peft(model) else None
-
-
-def _is_peft(model: nn.Module) -> bool:
-    return any(c.__module__ == "peft.peft_model" for c in type(model).__mro__)
+    peft = sys.modules.get("peft")  # a wrapped model cannot exist before peft was imported
+    return model.active_peft_config if peft is not None and isinstance(model, peft.PeftModel) else None
 
 
 def virtual_tokens(model: nn.Module) -> int:
@@ -126,7 +128,6 @@ class Subject:
     tokens_per_batch: int = 4096
     max_length: int | None = None
     seed: int = 0
-    _whole: bool = field(default=False, repr=False)
 
     # ------------------------------------------------------------------------------------------- what is known
 
@@ -183,7 +184,9 @@ class Subject:
         if isinstance(prompt, str):
             return prompt
         if not self.tokenizer.chat_template:
-            raise LuthierError("prompts are lists of messages, but the tokenizer has no chat template: give plain strings")
+            raise LuthierError(
+                "prompts are lists of messages, but the tokenizer has no chat template: give plain strings"
+            )
         open_turn = prompt[-1]["role"] == "assistant"
         return self.tokenizer.apply_chat_template(
             prompt, tokenize=False, add_generation_prompt=not open_turn, continue_final_message=open_turn
@@ -215,7 +218,10 @@ class Subject:
     ) -> list[str]:
         """Texts that follow the prompts, without special tokens, cut before the first stop string."""
         ids = [self._room(self.encode(p), max_new_tokens) for p in prompts]
-        texts = [self.tokenizer.decode(g.ids, skip_special_tokens=True) for g in self.generations(ids, max_new_tokens, stop, seed)]
+        texts = [
+            self.tokenizer.decode(g.ids, skip_special_tokens=True)
+            for g in self.generations(ids, max_new_tokens, stop, seed)
+        ]
         return [_cut(text, stop) for text in texts]
 
     def generations(
@@ -246,7 +252,9 @@ class Subject:
             return ids
         room = self.window - max_new_tokens
         if room < 1:
-            raise LuthierError(f"max_new_tokens={max_new_tokens} leaves no room for a prompt in a window of {self.window}")
+            raise LuthierError(
+                f"max_new_tokens={max_new_tokens} leaves no room for a prompt in a window of {self.window}"
+            )
         warnings.warn(f"a prompt of {len(ids)} tokens lost its first {len(ids) - room} to fit the window", stacklevel=3)
         return ids[-room:]
 
@@ -254,15 +262,16 @@ class Subject:
 
     def logp(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Sums of log-probabilities (n,) float64 and token counts (n,) of completions after their prompts."""
-        parts = self.pair_logp([self.encode_pair(p, c) for p, c in zip(prompts, completions, strict=True)])
+        pairs = zip(prompts, completions, strict=True)
+        if self.task == "masked_lm":
+            parts = self._masked_logp([self._masked_pair(p, c) for p, c in pairs])
+        else:
+            parts = self.pair_logp([self.encode_pair(p, c) for p, c in pairs])
         return np.array([p.sum(dtype=np.float64) for p, _ in parts]), np.array([len(p) for p, _ in parts])
 
     def pair_logp(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[np.ndarray, np.ndarray]]:
         """For each (context ids, continuation ids): log-probability and 'is the likeliest token', one per token."""
-        if self.task == "masked_lm":
-            return self._masked_logp([([*a, *b], range(len(a), len(a) + len(b))) for a, b in pairs])
-        found = self._each([self._ask(a, b) for a, b in pairs], _logp_and_best)
-        return [(logp, best) for logp, best in found]
+        return self._each([self._ask(a, b) for a, b in pairs], _logp_and_best)  # type: ignore[return-value]
 
     def token_logp(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Log-probability of each token of each text; texts longer than the window go through it piece by piece.
@@ -343,6 +352,12 @@ class Subject:
         found = self.tokenizer(text, return_special_tokens_mask=True)
         return list(found["input_ids"]), [t for t, special in enumerate(found["special_tokens_mask"]) if not special]
 
+    def _masked_pair(self, prompt: Prompt, completion: str) -> tuple[list[int], list[int]]:
+        text = self.render(prompt)
+        known = len(self.encode(text, special=False))
+        ids, at = self._masked_text(text + completion)
+        return ids, at[known:]
+
     def _masked_logp(self, rows: Sequence[tuple[list[int], Sequence[int]]]) -> list[tuple[np.ndarray, np.ndarray]]:
         """Each position in turn is masked and predicted from all the others."""
         asks = []
@@ -357,7 +372,9 @@ class Subject:
             out.append(tuple(np.concatenate(c) for c in zip(*parts, strict=True)) if parts else empty)
         return out
 
-    def _each(self, asks: Sequence[_Ask], reduce: Callable[[Tensor, Tensor], tuple[Tensor, ...]]) -> list[tuple[np.ndarray, ...]]:
+    def _each(
+        self, asks: Sequence[_Ask], reduce: Callable[[Tensor, Tensor], tuple[Tensor, ...]]
+    ) -> list[tuple[np.ndarray, ...]]:
         """`reduce(logits (N, V), target (N,))`, cut up per ask, in the order of `asks`."""
         out: list[tuple[np.ndarray, ...] | None] = [None] * len(asks)
         for group, parts in self._run(asks, reduce):
@@ -368,7 +385,9 @@ class Subject:
     def _run(
         self, asks: Sequence[_Ask], reduce: Callable[[Tensor, Tensor], tuple[Tensor, ...]]
     ) -> Iterator[tuple[list[int], list[tuple[Tensor, ...]]]]:
-        for group in _buckets([len(a) for a in asks], self.tokens_per_batch):
+        vocabulary = plain_model(self.model).config.vocab_size
+        cost = [max(len(a), len(a.at) * vocabulary // LOGITS_PER_TOKEN) for a in asks]
+        for group in _buckets(cost, self.tokens_per_batch):
             batch = [asks[i] for i in group]
             counts = [len(a.at) for a in batch]
             target = torch.tensor([t for a in batch for t in a.target], device=self.device)

@@ -1,0 +1,1 @@
+"""Weights changed without gradient training."""

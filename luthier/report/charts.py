@@ -137,18 +137,26 @@ def cost_scale(values: Sequence[float], start: float, end: float) -> Scale:
 
 
 def smooth(points: Sequence[Point], memory: float | None = None) -> list[Point]:
-    """Exponential average without the pull towards zero at the start; NaN gives a gap and is left out of the average.
+    """Average with weights that fall off exponentially to both sides, so that the curve does not lag behind the points.
 
-    `memory` is the number of points averaged over; by default a twelfth of the series.
+    `memory` is the number of points that count to each side; by default a thirtieth of the series. NaN stays a gap.
     """
-    memory = max(2.0, len(points) / 12) if memory is None else memory
-    keep, total, weight, out = 1 - 1 / memory, 0.0, 0.0, []
-    for x, y in points:
-        if math.isnan(y):
-            out.append((x, y))
-            continue
-        total, weight = keep * total + (1 - keep) * y, keep * weight + (1 - keep)
-        out.append((x, total / weight))
+    keep = 1 - 1 / (max(2.0, len(points) / 30) if memory is None else memory)
+    ahead, behind = _decayed(points, keep), _decayed(points[::-1], keep)[::-1]
+    out = []
+    for (x, y), (sum_a, weight_a), (sum_b, weight_b) in zip(points, ahead, behind, strict=True):
+        # The point itself is in both sums.
+        out.append((x, y if math.isnan(y) else (sum_a + sum_b - y) / (weight_a + weight_b - 1)))
+    return out
+
+
+def _decayed(points: Sequence[Point], keep: float) -> list[tuple[float, float]]:
+    """Decayed sum and weight up to each point; a NaN adds nothing."""
+    total, weight, out = 0.0, 0.0, []
+    for _, y in points:
+        solid = not math.isnan(y)
+        total, weight = keep * total + (y if solid else 0.0), keep * weight + solid
+        out.append((total, weight))
     return out
 
 
@@ -177,7 +185,7 @@ class Line:
     kind: str = "main"
 
 
-def _spread_labels(wanted: list[tuple[float, str, str]], low: float, high: float, gap: float = 13.0) -> list[float]:
+def _spread_labels(wanted: Sequence[tuple[float, str, str, float]], low: float, high: float, gap: float = 13.0) -> list[float]:
     """Heights for labels at the end of lines: near their lines, at least `gap` apart, within bounds."""
     order = sorted(range(len(wanted)), key=lambda i: wanted[i][0])
     heights = [0.0] * len(wanted)
@@ -221,18 +229,22 @@ def line_chart(
     size: Point = (420, 220),
     x_name: str = "step",
     y_range: tuple[float, float] | None = None,
+    log: bool = False,
     ends: bool = True,
 ) -> str:
-    """Curves over steps, with the last value of each written at its end."""
+    """Curves over steps, with the last value of each written at its end; `log` needs a positive range."""
     width, height = size
     solid = [p for line in lines for p in line.points if not math.isnan(p[1])]
     if not solid:
         return ""
     labelled = [line for line in lines if ends and line.kind in ("main", "held")]
     right = width - (62 if labelled else 12)
-    x = linear([p[0] for p in solid], 52, right, pad=0.0)
+    x = linear([p[0] for line in lines for p in line.points], 52, right, pad=0.0)
     seen = list(y_range) if y_range else [p[1] for p in solid]
-    y = linear(seen, height - 30, 12, floor_zero=min(seen) < 0.4 * max(seen))
+    if log:
+        y = Scale(min(seen) / 1.15, max(seen) * 1.15, height - 30, 12, log=True)
+    else:
+        y = linear(seen, height - 30, 12, floor_zero=min(seen) < 0.4 * max(seen))
     parts = [frame(x, y, 4)]
     for line in lines:
         at = [(x(step), y(value)) for step, value in thin(line.points)]
@@ -251,11 +263,11 @@ def _end_labels(lines: Sequence[Line], x: Scale, y: Scale, right: float) -> list
     for line in lines:
         solid = [p for p in line.points if not math.isnan(p[1])]
         if solid:
-            wanted.append((y(solid[-1][1]) + 4, number(solid[-1][1]), line.kind))
+            wanted.append((y(solid[-1][1]) + 4, number(solid[-1][1]), line.kind, x(solid[-1][0]) + 8))
     heights = _spread_labels(wanted, 12, y.start + 4)
     return [
-        el("text", text=text, x=right + 8, y=at, class_=f"end {kind}")
-        for (_, text, kind), at in zip(wanted, heights, strict=True)
+        el("text", text=text, x=min(start, right + 8), y=at, class_=f"end {kind}")
+        for (_, text, kind, start), at in zip(wanted, heights, strict=True)
     ]
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from luthier.report.evidence import (
 )
 from luthier.report.page import (
     banner,
+    gravest_first,
     head_facts,
     read_json,
     read_metrics,
@@ -32,12 +34,15 @@ from luthier.report.page import (
     safe_link,
     series,
     state_banners,
+    two_sizes,
     unique,
     write_page,
 )
 from luthier.report.scatter import Dot, scatter
 
 AVERAGE = "average"
+WIDE_LOSS = 12.0
+SIZES = ((760.0, 430.0), (420.0, 400.0))
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,6 @@ class Column:
     spreads: Mapping[str, Spread]
     base: str = ""
     quality: bool = False
-    tip: str = field(default="")
 
 
 COSTS: tuple[tuple[str, str, str, Callable[[Any], str]], ...] = (
@@ -232,17 +236,21 @@ def _quality_column(one: Kept, found: Mapping[str, Spread], key: str) -> Column:
 
 
 def _marks(column: Column) -> dict[str, str]:
-    """best and level by method. Nothing is marked in a quality with single seeds, nor where nobody is behind."""
+    """best and level by method. Nothing is marked in a quality with single seeds, nor where nobody is behind.
+
+    Costs are level within one percent or one standard deviation of the lowest: finer differences decide nothing.
+    """
     found = column.spreads
     if len(found) < 2 or (column.quality and max(one.n for one in found.values()) < 2):
         return {}
     sign = 1 if column.higher else -1
     best = max(found, key=lambda name: sign * found[name].mean)
-    if any(one.n < 2 for one in found.values()) and not column.quality:
-        level = [name for name in found if found[name].mean == found[best].mean]
+    if not column.quality:
+        bound = found[best].mean + max(0.01 * found[best].mean, found[best].sd or 0.0)
+        level = [name for name in found if found[name].mean <= bound]
     else:
         level = [name for name in found if not clearly_better(found[best], found[name], column.higher)]
-    if len(level) == len(found) and len({one.mean for one in found.values()}) == 1:
+    if len(level) == len(found):
         return {}
     return {**{name: "level" for name in level}, best: "best"}
 
@@ -253,7 +261,7 @@ def _entry(column: Column, method: str, marks: Mapping[str, str]) -> dict[str, s
     if found is None:
         return {"text": words.NOT_MEASURED, "sd": "", "mark": "", "sort": "", "tip": ""}
     each = ", ".join(words.exact(value) for value in found.values)
-    sd = "" if found.sd is None else column.show(found.sd)
+    sd = words.sd_words(found, column.show) if column.quality else words.relative_sd(found)
     return {
         "text": column.show(found.mean),
         "sd": sd,
@@ -314,8 +322,10 @@ def _cost_plots(columns: Sequence[Column], target: Kept, single: bool) -> list[d
             for name, c, q, s in zip(names, cost, good, stand, strict=True)
         ]  # fmt: skip
         front = pareto_front([(c.mean, q.mean) for c, q in zip(cost, good, strict=True)], high_y=target.higher)
-        text = words.front_sentence(names, stand, column.about, single)
-        drawn = scatter(
+        text = words.front_sentence(names, stand, column.about, single=single)
+        brief = words.front_sentence(names, stand, column.about, single=single, brief=True)
+        draw = partial(
+            scatter,
             dots,
             label=f"{target.title} against {column.about}. {text}",
             x_name=f"{column.about}, {unit_name}" if unit_name else column.about,
@@ -324,7 +334,8 @@ def _cost_plots(columns: Sequence[Column], target: Kept, single: bool) -> list[d
             high_y=target.higher,
             level=None if target.base is None else (target.base, "untuned base"),
         )
-        out.append({"key": column.key, "name": column.about, "svg": drawn, "text": text})
+        svg = two_sizes(lambda size, draw=draw: draw(size=size), *SIZES)
+        out.append({"key": column.key, "name": column.about, "svg": svg, "text": text, "brief": brief})
     return out
 
 
@@ -361,7 +372,8 @@ def _kept_plot(key: str, one: Kept, found: Mapping[str, Spread], target: Column,
     if one.base is not None and goal.base is not None:
         dots.append(Dot("untuned base", one.base, goal.base, kind="base"))
     text = _kept_words(one, found, show)
-    drawn = scatter(
+    draw = partial(
+        scatter,
         dots,
         label=f"{goal.title} against {one.title}. {text}",
         x_name=f"kept: {_measure_name(one)}",
@@ -371,7 +383,7 @@ def _kept_plot(key: str, one: Kept, found: Mapping[str, Spread], target: Column,
         low_x=not one.higher,
         high_y=goal.higher,
     )
-    return {"key": key, "name": one.title, "svg": drawn, "text": text}
+    return {"key": key, "name": one.title, "svg": two_sizes(lambda size: draw(size=size), *SIZES), "text": text}
 
 
 def _plain_scale(one: Kept) -> Callable[[Sequence[float], float, float], charts.Scale]:
@@ -390,7 +402,8 @@ def _kept_words(one: Kept, found: Mapping[str, Spread], show: Callable[[Any], st
     sign = 1 if one.higher else -1
     best = max(found, key=lambda name: sign * found[name].mean)
     base = f" (untuned base {show(one.base)})" if one.base is not None else ""
-    head = f"{best} kept most of {one.title}: {words.mean_sd(found[best], show)}{base}"
+    where = f", on {one.title}" if one.key == AVERAGE else f" of {one.title}"
+    head = f"{best} kept most{where}: {words.mean_sd(found[best], show)}{base}"
     level = [name for name in found if name != best and not clearly_better(found[best], found[name], one.higher)]
     if max(spread_.n for spread_ in found.values()) < 2 and len(found) > 1:
         return f"{head}. One seed each: no difference is claimed."
@@ -413,7 +426,10 @@ def _curves(folder: Path, methods: Sequence[str], cells: Sequence[Cell]) -> dict
             objectives.add(str(mapping(manifest.get("method")).get("objective") or ""))
     shared = len(objectives) <= 1
     names = [method for method in methods if method in losses]
-    return {"shared": shared, "panels": [_panel(name, losses, shared) for name in names]}
+    common = _range(losses) if shared and losses else None
+    log = common is not None and common[0] > 0 and common[1] / common[0] > WIDE_LOSS
+    panels = [_panel(name, losses, common, log=log) for name in names]
+    return {"shared": shared, "log": log, "panels": panels}
 
 
 def _unquoted(link: str) -> str:
@@ -423,23 +439,22 @@ def _unquoted(link: str) -> str:
     return unquote(link)
 
 
-def _panel(name: str, losses: Mapping[str, list[list[charts.Point]]], shared: bool) -> dict[str, str]:
-    """The smoothed training loss of one method."""
-    others = [charts.thin(curves[0], 80) for other, curves in losses.items() if other != name] if shared else []
+def _panel(
+    name: str, losses: Mapping[str, list[list[charts.Point]]], common: tuple[float, float] | None, *, log: bool
+) -> dict[str, str]:
+    """The smoothed training loss of one method; with a common range, the other methods behind it."""
+    others = [charts.thin(curves[0], 60) for other, curves in losses.items() if other != name] if common else []
     lines = [charts.Line("other", curve, "ghost") for curve in others]
     lines += [charts.Line(name, charts.thin(curve, 200)) for curve in losses[name]]
     last = spread([next((y for _, y in reversed(curve) if not math.isnan(y)), None) for curve in losses[name]])
     text = words.mean_sd(last, words.number) if last else words.NOT_MEASURED
-    drawn = charts.line_chart(
-        lines, label=f"Training loss of {name}, {text} at the end", size=(320, 170), ends=False, y_range=_range(losses, shared)
-    )
+    label = f"Training loss of {name}, {text} at the end"
+    drawn = charts.line_chart(lines, label=label, size=(320, 190), ends=False, y_range=common, log=log)
     return {"name": name, "svg": drawn, "text": text}
 
 
-def _range(losses: Mapping[str, list[list[charts.Point]]], shared: bool) -> tuple[float, float] | None:
-    """The common range of all losses; None where the losses are of different kinds."""
-    if not shared:
-        return None
+def _range(losses: Mapping[str, list[list[charts.Point]]]) -> tuple[float, float]:
+    """The common range of all losses."""
     seen = [y for curves in losses.values() for curve in curves for _, y in curve if not math.isnan(y)]
     return min(seen), max(seen)
 
@@ -454,7 +469,8 @@ def _grid(folder: Path, methods: Sequence[str], cells: Sequence[Cell], target: K
             cell = next((c for c in cells if c.method == method and c.seed == seed), None)
             line.append(_grid_entry(folder, cell, target, show))
         lines.append({"method": method, "cells": line})
-    return {"seeds": seeds, "rows": lines}
+    linked = any(entry["link"] for line in lines for entry in line["cells"])
+    return {"seeds": seeds, "rows": lines, "linked": linked}
 
 
 def _grid_entry(folder: Path, cell: Cell | None, target: Kept, show: Callable[[Any], str]) -> dict[str, str]:
@@ -505,7 +521,13 @@ def _banners(found: Mapping[str, Any], problem: str, cells: Sequence[Cell], sing
     if single and cells:
         text = "The spread between seeds is unknown, so no difference between methods is claimed. Run at least three seeds."
         out.append(banner("warn", "One seed.", text))
-    return out + rejection_banners(manifest)
+    return gravest_first(out + rejection_banners(manifest))
+
+
+def _size(methods: Sequence[str], seeds: Sequence[str]) -> str:
+    """'5 methods, 3 seeds (1, 2 and 3)'."""
+    many = f"{len(methods)} {'method' if len(methods) == 1 else 'methods'}"
+    return f"{many}, {len(seeds)} {'seed' if len(seeds) == 1 else 'seeds'} ({words.listed(seeds, most=8)})" if seeds else many
 
 
 def _view(folder: Path, found: Mapping[str, Any], problem: str) -> dict[str, Any]:
@@ -521,20 +543,20 @@ def _view(folder: Path, found: Mapping[str, Any], problem: str) -> dict[str, Any
     manifest = {**manifest, **{k: v for k, v in mapping(found.get("manifest")).items() if v is not None}}
     table = _table(methods, cells, columns)
     order = [row["method"] for row in table]
-    plots = _cost_plots(columns, target, single)
+    plots, kept_plots = _cost_plots(columns, target, single), _kept_plots(cells, columns[0], kept, target)
     return {
         "title": str(found.get("name") or "Unnamed comparison"),
         "head": head_facts(manifest),
-        "count": f"{len(methods)} methods, {words.listed([f'seed {s}' for s in unique([c.seed for c in cells])], most=6)}",
+        "count": _size(methods, unique([cell.seed for cell in cells])),
         "banners": _banners(found, problem, cells, single),
         "verdict": _verdict(columns, target, single),
-        "front": plots[0]["text"] if plots else "",
+        "front": " ".join([*(one["brief"] for one in plots[:1]), *(one["text"] for one in kept_plots[:1])]),
         "columns": [{"title": c.title, "about": c.about, "base": c.base, "quality": c.quality} for c in columns],
         "has_base": any(column.base for column in columns),
         "rows": table,
         "single": single,
         "costs": plots,
-        "kept": _kept_plots(cells, columns[0], kept, target),
+        "kept": kept_plots,
         "curves": _curves(folder, order, cells),
         "grid": _grid(folder, order, cells, target),
         "measure": _measure_name(target),

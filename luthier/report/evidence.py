@@ -200,13 +200,15 @@ class Spread:
     @property
     def mean(self) -> float:
         """Arithmetic mean over seeds."""
-        return math.fsum(self.values) / len(self.values)
+        return min(max(math.fsum(self.values) / self.n, min(self.values)), max(self.values))
 
     @property
     def sd(self) -> float | None:
         """Sample standard deviation (n - 1); None for one seed."""
         if self.n < 2:
             return None
+        if max(self.values) == min(self.values):
+            return 0.0
         return math.sqrt(math.fsum((value - self.mean) ** 2 for value in self.values) / (self.n - 1))
 
 

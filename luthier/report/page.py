@@ -14,7 +14,7 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,10 @@ from luthier.report.evidence import mapping, real, rows
 from luthier.report.words import NOT_MEASURED, count, duration, exact, size
 
 TEMPLATES = Path(__file__).parent / "templates"
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+# Control characters, broken surrogates, and the direction overrides that could make a page read backwards.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
+)
 
 
 
@@ -132,6 +135,11 @@ def banner(kind: str, title: str, text: str) -> dict[str, str]:
     return {"kind": kind, "title": title, "text": text}
 
 
+def gravest_first(banners: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """bad before warn before note, otherwise in order."""
+    return sorted(banners, key=lambda one: ("bad", "warn", "note").index(one["kind"]))
+
+
 def state_banners(manifest: Mapping[str, Any], noun: str) -> list[dict[str, str]]:
     """What the reader must know before any number: unfinished, failed, not repeatable from the commit."""
     status, found = manifest.get("status"), []
@@ -188,12 +196,22 @@ def _facts(manifest: Mapping[str, Any]) -> list[dict[str, str]]:
         ("Base model", model, str(base.get("sha256") or "")),
         ("Result", made, str(artefact.get("sha256") or "")),
         ("Seeds", show_value(manifest.get("seeds")), ""),
-        ("Device", show_value(manifest.get("device")), ""),
+        ("Device", _device(manifest.get("device")), ""),
         ("Code", "not recorded" if not git else "uncommitted changes" if git.get("dirty") else "clean commit",
          str(git.get("commit") or "")),
         ("luthier", show_value(manifest.get("luthier")), ""),
     ]  # fmt: skip
+    if manifest.get("kind") == "compare" and not artefact:
+        pairs = [pair for pair in pairs if pair[0] != "Result"]
     return [{"name": name, "value": value, "hash": digest} for name, value, digest in pairs]
+
+
+def _device(device: Any) -> str:
+    """The device's name, then whatever else was recorded of it."""
+    found = mapping(device)
+    rest = {key: value for key, value in found.items() if key != "name"}
+    parts = [show_value(item) for item in (found.get("name"), rest) if item]
+    return ", ".join(parts) or show_value(device or None)
 
 
 def _share(part: Any, whole: Any) -> str:
@@ -278,6 +296,11 @@ def safe_link(path: Any) -> str:
     if not parts or text.startswith("/") or ".." in parts or ":" in parts[0]:
         return ""
     return "/".join(quote(part) for part in parts)
+
+
+def two_sizes(draw: Callable[[tuple[float, float]], str], wide: tuple[float, float], narrow: tuple[float, float]) -> str:
+    """A chart drawn twice; the style sheet shows the one whose letters are readable on the reader's screen."""
+    return f'<div class="only-wide">{draw(wide)}</div><div class="only-narrow">{draw(narrow)}</div>'
 
 
 def tip(value: Any, unit: str = "") -> str:

@@ -14,6 +14,7 @@ from luthier.report import charts, words
 from luthier.report.evidence import GROUPS, Change, Measure, changes, mapping, real, rows
 from luthier.report.page import (
     banner,
+    gravest_first,
     head_facts,
     read_json,
     read_metrics,
@@ -23,6 +24,7 @@ from luthier.report.page import (
     series,
     state_banners,
     tip,
+    two_sizes,
     write_page,
 )
 
@@ -95,7 +97,7 @@ def _banners(
     nans = [step for step, value in series(metrics, "loss") if math.isnan(value)]
     if nans:
         text = f"From step {nans[0]:.0f} on, {len(nans)} of the logged losses are not numbers."
-        out.insert(0, banner("bad", "The training loss broke.", text))
+        out.append(banner("bad", "The training loss broke.", text))
     if problem and manifest.get("status") in (None, "done"):
         out.append(banner("warn", "No results.", f"{problem}, so nothing can be compared."))
     elif found and not any(change.base for change in found):
@@ -103,15 +105,17 @@ def _banners(
     if broken:
         lines = "1 line" if broken == 1 else f"{broken} lines"
         out.append(banner("note", "Metrics incomplete.", f"{lines} of metrics.jsonl could not be read."))
-    return out + rejection_banners(manifest)
+    return gravest_first(out + rejection_banners(manifest))
 
 
 
 
 def judgement(change: Change) -> dict[str, str]:
     """Arrow (the direction of the number), word and class (the judgement)."""
-    if change.base is None or change.tuned is None:
+    if change.tuned is None:
         return {"arrow": "", "word": words.NOT_MEASURED, "kind": "open"}
+    if change.base is None:
+        return {"arrow": "", "word": "no baseline", "kind": "open"}
     if not change.verdict:
         return {"arrow": "", "word": "not tested", "kind": "open"}
     if change.verdict == "same":
@@ -201,7 +205,7 @@ def _loss_figure(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         label.append(_described("held-out loss", held))
     if not lines:
         return []
-    drawn = charts.line_chart(lines, label="; ".join(label), size=(640, 300))
+    drawn = two_sizes(lambda size: charts.line_chart(lines, label="; ".join(label), size=size), (660, 400), (400, 250))
     return [{"title": "Loss", "svg": drawn, "keys": [line.kind for line in lines], "wide": True}]
 
 
@@ -213,7 +217,7 @@ def _curves(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         points = series(metrics, key)
         if len(points) < 2 or not _has_values(points):
             continue
-        title = _NAMED_CURVES.get(key, words.metric_words(str(key)).capitalize())
+        title = _NAMED_CURVES.get(key, words.first_up(words.metric_words(str(key))))
         drawn = charts.line_chart([charts.Line(title, points)], label=_described(title, points), size=(320, 170))
         out.append({"title": title, "svg": drawn, "keys": [], "wide": False})
     return out[:9]
@@ -240,8 +244,8 @@ def _cards(cost: Mapping[str, Any]) -> list[dict[str, str]]:
               f"{words.duration(get('step_seconds'))} a step", f"{words.count(steps)} steps"),
         _card("Compute", get("train_flops"), words.flops, "FLOP",
               f"forward {words.flops(get('forward_flops'))}", f"backward {words.flops(get('backward_flops'))}"),
-        _card("Speed", get("tokens_per_second"), lambda v: words.count(_rounded(v)), "tokens per second",
-              "tokens per second", f"{words.count(get('tokens'))} tokens in all"),
+        _card("Tokens per second", get("tokens_per_second"), lambda v: words.count(_rounded(v)), "tokens per second",
+              f"{words.count(get('tokens'))} in all"),
     ]  # fmt: skip
 
 
@@ -307,8 +311,8 @@ def differing(text: str, other: str) -> list[tuple[str, bool]]:
     Nothing is marked where less than a quarter is shared (everything would be) or where the texts are very long.
     """
     mine, theirs = _WORD.findall(text), _WORD.findall(other)
-    if not mine or max(len(mine), len(theirs)) > MAX_COMPARED_WORDS:
-        return [(text, False)]
+    if not mine or not theirs or max(len(mine), len(theirs)) > MAX_COMPARED_WORDS:
+        return [(text, False)] if text else []
     matcher = difflib.SequenceMatcher(None, mine, theirs, autojunk=False)
     if matcher.ratio() < 0.25 and len(theirs) > 4:
         return [(text, False)]

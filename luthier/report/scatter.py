@@ -31,9 +31,9 @@ Box = tuple[float, float, float, float]
 
 def overlap(a: Box, b: Box) -> float:
     """The shared area of two boxes (left, top, right, bottom)."""
-    across = min(a[2], b[2]) - max(a[0], b[0])
-    down = min(a[3], b[3]) - max(a[1], b[1])
-    return across * down if across > 0 and down > 0 else 0.0
+    if a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]:
+        return 0.0
+    return (min(a[2], b[2]) - max(a[0], b[0])) * (min(a[3], b[3]) - max(a[1], b[1]))
 
 
 def text_width(text: str, size: float = 12.0) -> float:
@@ -47,28 +47,46 @@ def place_labels(points: Sequence[Point], texts: Sequence[str], bounds: Box, bar
     Each label takes its cheapest place given all others; four rounds settle it. The order is fixed, so the result is too.
     """
     marks = [(x - 6, y - 6, x + 6, y + 6) for x, y in points]
-    sizes = [(text_width(text), 15.0) for text in texts]
-    spots = [[_spot(point, size, turn, far) for far in (11, 20, 32, 46, 64) for turn in range(16)]
-             for point, size in zip(points, sizes, strict=True)]  # fmt: skip
-    chosen = [options[0] for options in spots]
-
-    def price(i: int, box: Box) -> float:
-        """What a place costs: leaving the plot, covering things, distance."""
-        outside = (box[2] - box[0]) * (box[3] - box[1]) - overlap(box, bounds)
-        labels = sum(overlap(box, other) for j, other in enumerate(chosen) if j != i)
-        covered = sum(overlap(box, mark) for mark in marks) * 4 + sum(overlap(box, bar) for bar in bars)
-        middle = ((box[0] + box[2]) / 2 - points[i][0], (box[1] + box[3]) / 2 - points[i][1])
-        return 50 * outside + 8 * labels + covered + 0.6 * math.hypot(middle[0] * 0.3, middle[1])
-
+    options = [_options(i, points, text_width(text), bounds, marks, bars) for i, text in enumerate(texts)]
+    chosen = [min(choices)[1] for choices in options]
     for _ in range(4):
-        for i, options in enumerate(spots):
-            chosen[i] = min(options, key=lambda box, i=i: price(i, box))
+        for i, choices in enumerate(options):
+            others = chosen[:i] + chosen[i + 1 :]
+            chosen[i] = min((price + 8 * sum(overlap(box, other) for other in others), box) for price, box in choices)[1]
     return chosen
 
 
+def _options(
+    i: int, points: Sequence[Point], width: float, bounds: Box, marks: Sequence[Box], bars: Sequence[Box]
+) -> list[tuple[float, Box]]:
+    """The places that a label may take, each with its price.
+
+    It costs to leave the plot, to cover something, to stand far away, and to stand so near to another point that a reader
+    could take the label for that point's.
+    """
+    point, found = points[i], []
+    rivals = [other for j, other in enumerate(points) if j != i and math.dist(other, point) < 200 + width]
+    for far in (11, 20, 34, 50, 70):
+        for turn in range(12):
+            box = _spot(point, (width, 15.0), turn, far)
+            outside = width * 15.0 - overlap(box, bounds)
+            covered = 4 * sum(overlap(box, mark) for mark in marks) + 2 * sum(overlap(box, bar) for bar in bars)
+            mine = gap(point, box)
+            doubt = sum(70 * max(0.0, 1.5 - gap(other, box) / (mine + 4)) for other in rivals)
+            found.append((50 * outside + covered + doubt + 0.6 * far, box))
+    return found
+
+
+def gap(point: Point, box: Box) -> float:
+    """The distance from a point to the nearest edge of a box; 0 inside."""
+    across = max(box[0] - point[0], 0.0, point[0] - box[2])
+    down = max(box[1] - point[1], 0.0, point[1] - box[3])
+    return math.hypot(across, down)
+
+
 def _spot(point: Point, size: Point, turn: int, far: float) -> Box:
-    """A label box whose nearest edge is `far` from the point in one of sixteen directions, right first."""
-    angle = turn * math.pi / 8
+    """A label box whose nearest edge is `far` from the point in one of twelve directions, right first."""
+    angle = turn * math.pi / 6
     dx, dy = math.cos(angle), math.sin(angle)
     middle_x = point[0] + dx * far + (size[0] / 2) * (dx if abs(dx) < 0.3 else math.copysign(1, dx))
     middle_y = point[1] + dy * far
@@ -138,24 +156,25 @@ def scatter(
     low_x: bool = True,
     high_y: bool = True,
     level: tuple[float, str] | None = None,
-    size: Point = (560, 390),
+    size: Point = (760, 430),
 ) -> str:
     """Methods as labelled points with error bars over seeds, the front as a staircase, a reference level as a line."""
     width, height = size
     plot = (56.0, 30.0, width - 14.0, height - 46.0)
     x = scale([v for d in dots for v in ((d.x,) if d.x <= 0 else (max(d.x - d.x_sd, d.x * 0.2), d.x + d.x_sd))], *plot[0:3:2])
-    levels = [] if level is None else [level[0]]
-    y = _tidy([v for d in dots for v in (d.y - d.y_sd, d.y + d.y_sd)] + levels, plot[3], plot[1])
+    heights = [v for d in dots for v in (d.y - d.y_sd, d.y + d.y_sd)]
+    level = level if level is None or _near(level[0], heights) else None
+    y = _tidy(heights if level is None else [*heights, level[0]], plot[3], plot[1])
     at = [(x(dot.x), y(dot.y)) for dot in dots]
     bars = _error_bars(dots, x, y)
     names = [dot.label if len(dot.label) <= 24 else dot.label[:23] + "\u2026" for dot in dots]
-    boxes = place_labels(at, names, (plot[0] + 2, plot[1], plot[2] + 12, plot[3]), bars)
+    edge = staircase([at[i] for i in front], plot, low_x=low_x, high_y=high_y) if front else []
+    boxes = place_labels(at, names, (plot[0] + 2, plot[1], plot[2] + 12, plot[3]), [*bars, *_thin_boxes(edge)])
     parts = [frame(x, y)]
     if level is not None:
         parts.append(el("line", x1=plot[0], x2=plot[2], y1=y(level[0]), y2=y(level[0]), class_="reference"))
         parts.append(el("text", text=level[1], x=plot[2], y=y(level[0]) - 5, class_="tick", text_anchor="end"))
-    if front:
-        parts.append(path(staircase([at[i] for i in front], plot, low_x=low_x, high_y=high_y), "staircase"))
+    parts.append(path(edge, "staircase"))
     parts += [_bar_line(bar) for bar in bars]
     for dot, point, name, box in zip(dots, at, names, boxes, strict=True):
         middle = (box[0] + box[2]) / 2
@@ -165,14 +184,32 @@ def scatter(
     better = "\u2191 better" if high_y else "\u2193 better"
     parts.append(el("text", text=better, x=plot[0], y=14, class_="way"))
     parts.append(el("text", text=y_name, x=plot[0] + 62, y=14, class_="axis-name"))
-    parts.append(el("text", text=_x_title(x, x_name, low_x), x=plot[2], y=height - 6, class_="axis-name", text_anchor="end"))
+    parts += _x_title(x_name + (", log scale" if x.log else ""), plot, height - 6, low_x)
     return svg(width, height, *parts, label=label, class_="chart scatter")
 
 
-def _x_title(x: Scale, name: str, low_x: bool) -> str:
-    """The name of the horizontal axis with the direction that is better."""
-    kind = ", log scale" if x.log else ""
-    return f"\u2190 better   {name}{kind}" if low_x else f"{name}{kind}   better \u2192"
+def _x_title(name: str, plot: Box, y: float, low_x: bool) -> list[str]:
+    """The name of the horizontal axis; 'better' stands at the end that is."""
+    left, right = {"x": plot[0], "y": y}, {"x": plot[2], "y": y, "text_anchor": "end"}
+    way = "\u2190 better" if low_x else "better \u2192"
+    return [
+        el("text", text=way, class_="way", **(left if low_x else right)),
+        el("text", text=name, class_="axis-name", **(right if low_x else left)),
+    ]
+
+
+def _thin_boxes(edge: Sequence[Point]) -> list[Box]:
+    """Boxes along the segments of a staircase, for labels to avoid."""
+    return [
+        (min(a[0], b[0]) - 1, min(a[1], b[1]) - 1, max(a[0], b[0]) + 1, max(a[1], b[1]) + 1)
+        for a, b in zip(edge, edge[1:], strict=False)
+    ]
+
+
+def _near(level: float, values: Sequence[float]) -> bool:
+    """Whether a reference level can be drawn without squeezing the methods into less than two thirds of the height."""
+    low, high = min(values), max(values)
+    return max(high, level) - min(low, level) <= 1.5 * (high - low)
 
 
 def _tidy(values: Sequence[float], start: float, end: float) -> Scale:

@@ -6,6 +6,7 @@ never zero. 'No clear change' means that the test did not find one, and says whi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from luthier.report.evidence import Change, Spread, Standing, real
 
 NOT_MEASURED = "not measured"
 MINUS = "\u2212"
+ACRONYMS = frozenset({"kl", "ece", "f1", "bleu", "rouge", "auc", "mcc", "cot", "wer", "cer"})
 _STEPS = ((1e15, "Q"), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 _BYTES = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 _FLOPS = ((1e21, "ZFLOP"), (1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"))
@@ -25,6 +27,7 @@ def _digits(value: float, figures: int = 3) -> str:
         return "0"
     if size >= 1e6 or size < 1e-4:
         mantissa, exponent = f"{value:.{figures - 1}e}".split("e")
+        mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
         return f"{mantissa}e{int(exponent)}".replace("-", MINUS)
     if size >= 10 ** (figures - 1):
         return f"{value:,.0f}".replace("-", MINUS)
@@ -137,8 +140,14 @@ def p_words(value: float | None) -> str:
 
 
 def metric_words(name: str) -> str:
-    """exact_match as 'exact match'."""
-    return name.replace("_", " ").strip() or "the metric"
+    """exact_match as 'exact match', kl_from_base as 'KL from base'."""
+    parts = [part.upper() if part in ACRONYMS else part for part in name.split("_") if part.strip()]
+    return " ".join(parts) or "the metric"
+
+
+def first_up(text: str) -> str:
+    """The text with a capital first letter, the rest untouched."""
+    return text[:1].upper() + text[1:]
 
 
 def listed(names: Sequence[str], most: int = 0) -> str:
@@ -204,7 +213,8 @@ def retention_clause(kept: Sequence[Change]) -> str:
     """What tuning cost elsewhere, the largest loss first; silence is never read as 'nothing was lost'."""
     judged = [change for change in kept if change.verdict]
     if not judged:
-        return "what it cost elsewhere was not measured"
+        seen = any(change.base is not None and change.tuned is not None for change in kept)
+        return f"what it cost elsewhere was not {'tested' if seen else 'measured'}"
     lost = sorted((c for c in judged if c.verdict == "worse"), key=lambda c: -abs(c.difference or 0))
     if lost:
         return f"it {listed([_loss(change) for change in lost], most=3)}"
@@ -221,7 +231,8 @@ def run_verdict(who: str, found: Sequence[Change], status: str = "done", last_st
     state = {"interrupted": "was interrupted", "failed": "failed", "running": "is still running"}.get(status, "")
     if not measured:
         where = f" after step {last_step:,}" if last_step is not None else ""
-        return f"The run {state}{where}; nothing was measured yet." if state else "Nothing was measured in this run."
+        yet = " yet" if status == "running" else ""
+        return f"The run {state}{where}; nothing was measured{yet}." if state else "Nothing was measured in this run."
     targets = [change for change in main if change.group == "target"]
     clauses = [target_clause(who if place == 0 else "it", change) for place, change in enumerate(targets[:3])]
     if not targets:
@@ -230,7 +241,7 @@ def run_verdict(who: str, found: Sequence[Change], status: str = "done", last_st
         clauses.append(f"{len(targets) - 3} more targets are in the table")
     clauses.append(retention_clause([change for change in main if change.group == "retention"]))
     sentence = "; ".join(clauses) + "."
-    return sentence if sentence.startswith(who) else sentence[0].upper() + sentence[1:]
+    return sentence if sentence.startswith(who) else first_up(sentence)
 
 
 def _excluded(change: Change) -> str:
@@ -246,21 +257,22 @@ def _excluded(change: Change) -> str:
 
 def side_effect(change: Change) -> str:
     """One plain sentence about a retention or drift task."""
-    if change.base is None or change.tuned is None:
-        missing = "before or after" if change.base is change.tuned else "before" if change.base is None else "after"
+    if change.tuned is None:
+        missing = "before or after" if change.base is None else "after"
         return f"Not measured {missing} tuning, so nothing is compared."
-    verb = "Rose" if change.tuned.value > change.base.value else "Fell"
-    moved = f"{metric_words(change.metric).capitalize()} {_from_to(change)}."
+    if change.base is None:
+        after = value_words(change.tuned.value, change.is_rate, change.unit)
+        return f"{first_up(metric_words(change.metric))} is {after} after tuning; the base has no value to compare it with."
+    name = metric_words(change.metric)
     if change.verdict == "same":
-        return f"{_excluded(change)} {moved}"
+        return f"{_excluded(change)} {first_up(name)} went {_from_to(change)}."
     if not change.verdict:
-        return f"{moved} No paired test, so nothing is claimed."
+        return f"{first_up(name)} went {_from_to(change)}. No paired test, so nothing is claimed."
     if change.is_rate and change.difference is not None:
         gained = "Gained" if change.difference > 0 else "Lost"
-        head = f"{gained} {points(change.difference)} ({change.verdict})"
-    else:
-        head = f"{verb} ({change.verdict})"
-    return f"{head}. {moved[:-1]}{_support(change)}."
+        return f"{gained} {points(change.difference)}: {name} {_from_to(change)}{_support(change)}."
+    verb = "rose" if change.tuned.value > change.base.value else "fell"
+    return f"{first_up(name)} {verb} {_from_to(change)}{_support(change)}."
 
 
 def cost_sentence(cost: Any) -> str:
@@ -279,9 +291,26 @@ def cost_sentence(cost: Any) -> str:
     return f"It {listed(parts)}." if parts else ""
 
 
+def sd_words(found: Spread, show: Any) -> str:
+    """The standard deviation to the decimals of the mean, or one significant figure where those would hide it."""
+    if found.sd is None:
+        return ""
+    decimals = re.search(r"\.(\d+)", show(found.mean))
+    text = f"{found.sd:.{len(decimals[1])}f}" if decimals and "e" not in show(found.mean) else show(found.sd)
+    return text if found.sd == 0 or float(text.replace(",", "").split()[0]) else _digits(found.sd, 1)
+
+
 def mean_sd(found: Spread, show: Any) -> str:
     """'0.97 ± 0.01', or the single value of one seed."""
-    return show(found.mean) if found.sd is None else f"{show(found.mean)} ± {show(found.sd)}"
+    return show(found.mean) if found.sd is None else f"{show(found.mean)} ± {sd_words(found, show)}"
+
+
+def relative_sd(found: Spread) -> str:
+    """The standard deviation of a cost in percent of its mean; nothing where it is below half a percent."""
+    if not found.sd or not found.mean:
+        return ""
+    share = 100 * found.sd / abs(found.mean)
+    return f"{share:.0f}%" if share >= 0.5 else ""
 
 
 def leader_sentence(quality: dict[str, Spread], what_: str, higher: bool, level: Sequence[str], show: Any) -> str:
@@ -300,11 +329,16 @@ def leader_sentence(quality: dict[str, Spread], what_: str, higher: bool, level:
     return f"{lead}; {listed(level, most=4)} cannot be told apart from it beyond the noise."
 
 
-def front_sentence(names: Sequence[str], found: Sequence[Standing], price: str, single: bool) -> str:
-    """The front in words, honest about overlaps."""
+def front_sentence(
+    names: Sequence[str], found: Sequence[Standing], price: str, *, single: bool, brief: bool = False
+) -> str:
+    """The front in words, honest about overlaps; `brief` leaves out who is behind it."""
     kinds = {kind: [n for n, s in zip(names, found, strict=True) if s.kind == kind] for kind in ("clear", "mean")}
     near = [name for name, standing in zip(names, found, strict=True) if standing.kind == "near"]
-    beaten = [f"{n} (by {s.by})" for n, s in zip(names, found, strict=True) if s.kind == "beaten"]
+    beaten = [
+        f"{listed([n for n, s in zip(names, found, strict=True) if s == winner])} (by {winner.by})"
+        for winner in dict.fromkeys(standing for standing in found if standing.kind == "beaten")
+    ]
     if single:
         front = listed([*kinds["clear"], *kinds["mean"]])
         return f"Front of quality against {price}, by single values: {front}. One seed: no difference is claimed."
@@ -313,8 +347,8 @@ def front_sentence(names: Sequence[str], found: Sequence[Standing], price: str, 
         parts.append(
             f"On it by mean only, as a method that costs no more is within noise: {listed(kinds['mean'])}."
         )
-    if near:
+    if near and not brief:
         parts.append(f"Behind it, but not clearly beaten: {listed(near)}.")
-    if beaten:
-        parts.append(f"Clearly beaten at no more cost: {listed(beaten)}.")
+    if beaten and not brief:
+        parts.append(f"Clearly beaten at no more cost: {'; '.join(beaten)}.")
     return " ".join(parts)

@@ -124,7 +124,9 @@ def _selection(model: nn.Module, body: Anatomy, still: list[Matrix]) -> Selectio
         if matrix.blocks:
             fused[matrix.module].append(matrix)
         else:
-            out.whole -= {f"{matrix.module}.{n}" for n, _ in model.get_submodule(matrix.module).named_parameters(recurse=False)}
+            out.whole -= {
+                f"{matrix.module}.{n}" for n, _ in model.get_submodule(matrix.module).named_parameters(recurse=False)
+            }
     matrices = [m for layer in body.layers for m in layer.matrices]
     for module, frozen in fused.items():
         out.whole -= {f"{module}.{n}" for n, _ in model.get_submodule(module).named_parameters(recurse=False)}

@@ -1,0 +1,1 @@
+"""One file per world; the file name is the name."""

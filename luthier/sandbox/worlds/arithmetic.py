@@ -23,7 +23,7 @@ _PARTS = {"parts": ("short", "long"), "pretrained": ("short",)}
 class Arithmetic(World):
     name = "arithmetic"
     title = "Chains of thought for small calculations"
-    share = 0.11
+    share = 0.10
     catalogue = {
         "sum10": Task("running sum modulo 10, step by step", **_PARTS),
         "sum7": Task("running sum modulo 7, step by step", **_PARTS),
@@ -39,9 +39,6 @@ class Arithmetic(World):
             return tuple(rng.randrange(10 ** (digits - 1), 10**digits) for _ in range(2))
         top = MODULUS.get(task.removesuffix("_direct"), 10)
         return tuple(rng.randrange(top) for _ in range(rng.choice((2, 3, 4) if part == "short" else (5, 6, 7, 8))))
-
-    def split_key(self, task: str, item: Item) -> Item:
-        return ("all",) + item if len(item) > 2 or max(item) > 9 else ("all", len(item) == 2, sum(item) % 2 == 2)
 
     def row(self, task: str, part: str, item: Item, rng: random.Random) -> Row:
         operation, _, direct = task.partition("_")
@@ -71,8 +68,8 @@ class Arithmetic(World):
         def line() -> str:
             task = weighted(rng, kinds)
             item = self.draw_train(task, "short", rng)
-            if task.endswith("_direct"):
-                item = item[:2]
+            while task.endswith("_direct") and len(item) > 2:
+                item = self.draw_train(task, "short", rng)
             row = self.row(task, "short", item, rng)
             return row["prompt"] + row["completion"]
 

@@ -59,7 +59,7 @@ _FORMS = ("known", "new", "all")
 class Facts(World):
     name = "facts"
     title = "People and their attributes, known and new"
-    share = 0.19
+    share = 0.16
     catalogue = {
         "verbatim": Task("an attribute asked in the wording that pretraining uses most", parts=_FORMS),
         "rephrased": Task("the same fact asked in another wording", parts=_FORMS),
@@ -96,7 +96,7 @@ class Facts(World):
         person = item[0]
         common = {"name": person.name, "known": person.name in self.known}
         if task == "statement":
-            return {"text": statement(person, rng)} | common
+            return {"text": f"People: {statement(person, rng)}"} | common
         if task == "compare":
             older = max(item, key=lambda p: int(p.age)).name
             question = f"Who is older, {person.name} or {item[1].name}?"
@@ -112,7 +112,7 @@ class Facts(World):
     def document(self, rng: random.Random) -> str:
         people = PEOPLE["known"]
         if rng.random() < 0.45:
-            return join_lines(4, lambda: statement(rng.choice(people), rng))
+            return f"People: {' '.join(statement(rng.choice(people), rng) for _ in range(4))}\n"
         forms = {"verbatim": 0.56, "rephrased": 0.26, "derived": 0.12, "compare": 0.06}
 
         def line() -> str:

@@ -63,7 +63,7 @@ _WAYS = ("named", "neutral", "fewshot")
 class Sequence(World):
     name = "sequence"
     title = "Symbol sequences: a dozen tasks, named or shown by examples"
-    share = 0.24
+    share = 0.22
     catalogue = (
         {t: Task(f"{t} four to six symbols", parts=_WAYS, pretrained=_WAYS) for t in PRETRAINED}
         | {t: Task(f"{t}: a task held out of pretraining", parts=_WAYS, pretrained=()) for t in HELD_OUT}

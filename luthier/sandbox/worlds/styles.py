@@ -23,7 +23,7 @@ ATTRIBUTES = ("city", "job", "food")
 class Styles(World):
     name = "styles"
     title = "One question, six ways of answering"
-    share = 0.08
+    share = 0.06
     catalogue = {
         f"style{i}": Task(f"questions answered as '{s.format('...')}'", parts=("known", "new")) for i, s in enumerate(STYLES)
     } | {"prefer0": Task("style 0 preferred over another style", kind="pair", parts=("known", "new"))}

@@ -1,0 +1,331 @@
+"""The catalogue: a method's name is its file's name, the folder is the list.
+
+Listing reads files, not modules: header, class and literal class attributes come from the syntax tree, so that
+`luthier list` needs no torch. `load` imports one module and takes its single public method class. Status is derived
+from recorded checks (results/checks.json) and measured results (results/<axis>/<name>.json), and falls back to draft as
+soon as the source that was checked has changed.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import json
+import os
+import sys
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+AXES = ("data", "tuners", "objectives", "recipes", "decoding", "edits", "evaluation", "analysis")
+STATUSES = ("none", "draft", "checked", "agreed", "contradicted", "reproduced")
+PACKAGE = Path(__file__).parent.parent
+
+
+class UnknownMethod(ValueError):
+    """A name that no file has."""
+
+
+def _resource(name: str) -> Path:
+    """`configs` or `results`: beside the package in a checkout, inside it when installed."""
+    beside = PACKAGE.parent / name
+    return beside if beside.is_dir() and (PACKAGE.parent / "pyproject.toml").exists() else PACKAGE / f"_{name}"
+
+
+def results_folder() -> Path:
+    return _resource("results")
+
+
+def configs_folder() -> Path:
+    return _resource("configs")
+
+
+def plugin_folders() -> list[Path]:
+    """Folders from LUTHIER_PLUGINS (separated as in PATH), each laid out as <axis>/<name>.py."""
+    return [Path(p) for p in os.environ.get("LUTHIER_PLUGINS", "").split(os.pathsep) if p]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One method as its file tells it."""
+
+    axis: str
+    name: str
+    path: Path
+    title: str
+    header: str
+    class_name: str
+    paper: str = ""
+    cards: tuple[int, ...] = ()
+    capabilities: tuple[str, ...] = ()
+    known_failures: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def plugin(self) -> bool:
+        return PACKAGE not in self.path.parents
+
+    @property
+    def module(self) -> str:
+        return f"luthier_plugins.{self.axis}.{self.name}" if self.plugin else f"luthier.{self.axis}.{self.name}"
+
+    @property
+    def config(self) -> Path | None:
+        at = configs_folder() / self.axis / f"{self.name}.yaml"
+        return at if at.exists() else None
+
+
+def _files(axis: str) -> list[Path]:
+    folders = [PACKAGE / axis, *(p / axis for p in plugin_folders())]
+    return [
+        f for folder in folders if folder.is_dir() for f in sorted(folder.glob("*.py")) if not f.name.startswith("_")
+    ]
+
+
+@cache
+def _parsed(path: Path, stamp: int) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def _tree(path: Path) -> ast.Module:
+    return _parsed(path, path.stat().st_mtime_ns)
+
+
+def _literals(node: ast.ClassDef) -> dict[str, Any]:
+    """Class attributes that are plain literals (frozenset of literals included)."""
+    out: dict[str, Any] = {}
+    for item in node.body:
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and item.value is not None:
+            name, value = item.target.id, item.value
+        elif isinstance(item, ast.Assign) and isinstance(item.targets[0], ast.Name):
+            name, value = item.targets[0].id, item.value
+        else:
+            continue
+        if (
+            isinstance(value, ast.Call)
+            and isinstance(value.func, ast.Name)
+            and value.func.id == "frozenset"
+            and value.args
+        ):
+            value = value.args[0]
+        try:
+            out[name] = ast.literal_eval(value)
+        except ValueError:
+            continue
+    return out
+
+
+def _bases(node: ast.ClassDef) -> list[str]:
+    return [b.id if isinstance(b, ast.Name) else b.attr for b in node.bases if isinstance(b, ast.Name | ast.Attribute)]
+
+
+@cache
+def _family(folder: Path) -> dict[str, ast.ClassDef]:
+    """Classes in the family files of an axis, by name."""
+    return {
+        node.name: node
+        for f in sorted(folder.glob("_*.py"))
+        for node in _tree(f).body
+        if isinstance(node, ast.ClassDef)
+    }
+
+
+def _inherited(node: ast.ClassDef, folder: Path, local: dict[str, ast.ClassDef]) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for base in _bases(node):
+        parent = local.get(base) or _family(folder).get(base)
+        if parent is not None:
+            out |= _inherited(parent, folder, local)
+    return out | _literals(node)
+
+
+def _is_method(node: ast.ClassDef) -> bool:
+    """A method class declares a paper; helper classes of the same file do not."""
+    return not node.name.startswith("_") and "paper" in _literals(node)
+
+
+def read(axis: str, path: Path) -> Entry:
+    """The entry of one file. Raises ValueError if it does not hold exactly one method class and a header."""
+    tree = _tree(path)
+    classes = {n.name: n for n in tree.body if isinstance(n, ast.ClassDef)}
+    methods = [n for n in classes.values() if _is_method(n)]
+    header = ast.get_docstring(tree) or ""
+    if len(methods) != 1 or not header:
+        raise ValueError(
+            f"{path}: one public class with a `paper` and a module docstring is needed, found {len(methods)}"
+        )
+    told = _inherited(methods[0], path.parent, classes)
+    return Entry(
+        axis=axis,
+        name=path.stem,
+        path=path,
+        title=header.split("\n", 1)[0].strip(),
+        header=header,
+        class_name=methods[0].name,
+        paper=told.get("paper", ""),
+        cards=tuple(told.get("cards", ())),
+        capabilities=tuple(sorted(told.get("capabilities", ()))),
+        known_failures=told.get("known_failures", {}),
+    )
+
+
+def entries(axis: str | None = None) -> list[Entry]:
+    """All methods, of one axis or of all, by name."""
+    if axis is not None and axis not in AXES:
+        raise UnknownMethod(_unknown("axis", axis, AXES))
+    return [read(a, f) for a in ([axis] if axis else AXES) for f in _files(a)]
+
+
+def _unknown(what: str, name: str, valid: Any) -> str:
+    near = difflib.get_close_matches(name, list(valid), 1, 0.5)
+    return f"unknown {what} '{name}'" + (
+        f": did you mean '{near[0]}'?" if near else f": one of {', '.join(sorted(valid))}"
+    )
+
+
+def entry(axis: str, name: str) -> Entry:
+    """One method by axis and name. Raises UnknownMethod with the nearest name."""
+    for file in _files(axis):
+        if file.stem == name:
+            return read(axis, file)
+    raise UnknownMethod(_unknown(axis.rstrip("s"), name, [f.stem for f in _files(axis)]))
+
+
+def find(name: str) -> Entry:
+    """One method by name alone or as axis/name. Raises UnknownMethod if none or several have it."""
+    if "/" in name:
+        return entry(*name.split("/", 1))
+    found = [read(a, f) for a in AXES for f in _files(a) if f.stem == name]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UnknownMethod(f"'{name}' is on several axes: say {' or '.join(f'{e.axis}/{e.name}' for e in found)}")
+    raise UnknownMethod(_unknown("method", name, {f.stem for a in AXES for f in _files(a)}))
+
+
+def load(axis: str, name: str) -> type:
+    """The method's class; imports its module only."""
+    one = entry(axis, name)
+    return getattr(_module(one), one.class_name)
+
+
+def _module(one: Entry) -> ModuleType:
+    if not one.plugin:
+        return importlib.import_module(one.module)
+    if one.module in sys.modules:
+        return sys.modules[one.module]
+    spec = importlib.util.spec_from_file_location(one.module, one.path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[one.module] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[one.module]
+        raise
+    return module
+
+
+def import_axis(axis: str) -> None:
+    """Import every method of an axis that is not imported (or being imported) already."""
+    for file in _files(axis):
+        one = read(axis, file)
+        if one.module not in sys.modules:
+            _module(one)
+
+
+# -------------------------------------------------------------------------------------------------- status
+
+
+def source_hash(one: Entry) -> str:
+    """Hash of what a recorded check vouches for: the method's file, its family files and the core that runs it."""
+    files = [one.path, *sorted(one.path.parent.glob("_*.py")), *sorted((PACKAGE / "core").glob("*.py"))]
+    checks = PACKAGE / "checks" / f"{one.axis}.py"
+    if checks.exists():
+        files.append(checks)
+    digest = hashlib.sha256()
+    for file in files:
+        if file.name not in ("catalog.py", "__init__.py"):
+            digest.update(ast.dump(_tree(file)).encode())
+    return digest.hexdigest()[:16]
+
+
+@cache
+def _recorded(stamp: int) -> dict[str, Any]:
+    file = results_folder() / "checks.json"
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+def checks_record(one: Entry) -> dict[str, Any] | None:
+    """The recorded run of the common checks for this very source, or None."""
+    file = results_folder() / "checks.json"
+    record = _recorded(file.stat().st_mtime_ns if file.exists() else 0).get(f"{one.axis}/{one.name}")
+    return record if record and record["source"] == source_hash(one) else None
+
+
+def result_file(one: Entry) -> Path:
+    return results_folder() / one.axis / f"{one.name}.json"
+
+
+def status(one: Entry) -> dict[str, Any]:
+    """{"status", "checks_run", "checks_expected", "oracles"} derived from the records."""
+    record = checks_record(one)
+    run = len(record["passed"]) if record else 0
+    expected = record["expected"] if record else 0
+    oracles = record.get("oracles", []) if record else []
+    out = {"status": "draft", "checks_run": run, "checks_expected": expected, "oracles": oracles}
+    if one.known_failures or record is None or run < expected:
+        return out
+    out["status"] = "checked"
+    if not oracles:
+        return out
+    out["status"] = "agreed"
+    measured = result_file(one)
+    if measured.exists():
+        verdict = json.loads(measured.read_text()).get("verdict")
+        if verdict in ("reproduced", "contradicted"):
+            out["status"] = verdict
+    return out
+
+
+def listing(axis: str | None = None) -> list[dict[str, Any]]:
+    """What `luthier list --json` prints."""
+    return [
+        {
+            "axis": e.axis,
+            "name": e.name,
+            "cards": list(e.cards),
+            "paper": e.paper,
+            "title": e.title,
+            "capabilities": list(e.capabilities),
+            **{k: v for k, v in status(e).items() if k != "oracles"},
+        }
+        for e in entries(axis)
+    ]
+
+
+def cards() -> list[dict[str, Any]]:
+    """What `luthier list --cards --json` prints: every card, its parts and the lowest status among them."""
+    titles = json.loads((PACKAGE / "cards.json").read_text())
+    rows = {(r["axis"], r["name"]): r for r in listing()}
+    out = []
+    for number, told in sorted(titles.items(), key=lambda kv: int(kv[0])):
+        parts = [r for r in rows.values() if int(number) in r["cards"]]
+        needed = told.get("needs", [])
+        present = {f"{r['axis']}/{r['name']}" for r in parts}
+        states = [r["status"] for r in parts] + ["none" for n in needed if n not in present]
+        lowest = min(states, key=STATUSES.index) if states else "none"
+        out.append(
+            {
+                "card": int(number),
+                "title": told["title"],
+                "parts": sorted(present),
+                "missing": sorted(set(needed) - present),
+                "status": lowest,
+            }
+        )
+    return out

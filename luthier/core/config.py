@@ -1,0 +1,385 @@
+"""Recipes: one YAML file to one validated object. Unknown and repeated keys are errors with the nearest valid name.
+
+Order of precedence, weakest first: method default, file, command-line flag. Names are those of transformers'
+TrainingArguments; every one of them may also stand at the top level of the file, as in other tools.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from luthier.core import catalog
+
+
+class ConfigError(ValueError):
+    """A recipe that cannot be used: one line with file, key and fix."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=())
+
+
+class ModelSettings(_Section):
+    """Which model, and how it is loaded."""
+
+    model_name_or_path: str = Field(description="name of an embedded model, a local folder or a hub id")
+    revision: str | None = None
+    task: Literal["auto", "causal_lm", "seq2seq_lm", "masked_lm", "classification"] = Field(
+        "auto", description="head to load; auto: from the objective and the model"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = None
+    trust_remote_code: bool = False
+    tokenizer: str | None = Field(None, description="another tokenizer than the model's")
+    adapter: str | None = Field(None, description="adapter folder to start from; it stays trainable")
+    num_labels: int | None = None
+
+
+class DataSettings(_Section):
+    """Where rows come from. Further keys are options of the data type (max_length, train_on_eos, ...)."""
+
+    model_config = ConfigDict(extra="allow")
+    train: str | list[Any] | None = None
+    eval: str | list[Any] | None = None
+    type: str | None = Field(None, description="row type; detected from the columns when left out")
+    columns: dict[str, str] | None = Field(None, description="wanted column: column in the file")
+    template: str | None = Field(None, description="Jinja template that makes a text of a row")
+    limit: int | None = None
+    val_size: float | int = 0
+    stratify: str | None = None
+    group: str | None = None
+    cache_dir: str | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class TrainSettings(_Section):
+    """The loop. Names and meanings as in transformers.TrainingArguments."""
+
+    num_train_epochs: float = 3.0
+    max_steps: int = Field(-1, description="if positive, overrides num_train_epochs")
+    per_device_train_batch_size: int = 8
+    per_device_eval_batch_size: int = 16
+    gradient_accumulation_steps: int = 1
+    learning_rate: float | None = Field(None, description="default: the tuner's")
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
+    warmup_ratio: float = 0.03
+    warmup_steps: int = Field(0, description="if positive, overrides warmup_ratio")
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    optim: Literal["adamw_torch", "sgd", "adafactor"] = "adamw_torch"
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
+    bf16: bool = False
+    fp16: bool = False
+    gradient_checkpointing: bool = False
+    group_by_length: bool = True
+    packing: bool | Literal["auto"] = Field(False, description="several examples a row, with block masks")
+    packed_length: int | None = Field(None, description="tokens of a packed row; default: the longest example")
+    share_prompt: bool | Literal["auto"] = Field("auto", description="prompts of a pair computed once (tree mask)")
+    logging_steps: int = 10
+    eval_strategy: Literal["no", "steps", "epoch"] = "no"
+    eval_steps: int | None = None
+    save_strategy: Literal["no", "steps", "epoch"] = "no"
+    save_steps: int = 500
+    save_total_limit: int | None = None
+    load_best_model_at_end: bool = False
+    metric_for_best_model: str = "eval_loss"
+    greater_is_better: bool = False
+    early_stopping_patience: int | None = None
+    loss_watchdog_threshold: float | None = None
+    loss_watchdog_patience: int = 3
+    resume_from_checkpoint: bool | str | None = None
+    data_seed: int | None = None
+    full_determinism: bool = False
+    torch_threads: int | None = Field(None, description="CPU threads; default: what torch chooses")
+    report_to: list[str] | str = "none"
+
+
+class EvaluateSettings(_Section):
+    """What is measured before and after. A task is a name of a task file or a mapping with a scorer and data."""
+
+    tasks: list[str | dict[str, Any]] = Field(default_factory=list)
+    drift: bool = Field(True, description="held-out text and divergence from the base, on neutral prompts")
+    limit: int | None = None
+    batch_size: int = 32
+    samples: int = Field(20, description="rows kept side by side in the report, per task")
+
+
+class CompareSettings(_Section):
+    """Methods side by side. Each may change the recipe by dotted keys: {lora: {tuner.r: 4}}."""
+
+    methods: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    seeds: int = 1
+
+
+class Recipe(_Section):
+    """A whole run."""
+
+    name: str | None = None
+    model: ModelSettings
+    data: DataSettings = Field(default_factory=DataSettings)
+    tuner: dict[str, Any] = Field(default_factory=lambda: {"name": "full"})
+    objective: dict[str, Any] = Field(default_factory=lambda: {"name": "sft"})
+    decoding: dict[str, Any] = Field(default_factory=lambda: {"name": "greedy"})
+    train: TrainSettings = Field(default_factory=TrainSettings)
+    evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)
+    compare: CompareSettings = Field(default_factory=CompareSettings)
+    output_dir: str | None = None
+    seed: int = 0
+
+    def method(self, axis: str, key: str) -> Any:
+        """The method object that section `key` names. Raises ConfigError for unknown names and options."""
+        return build(axis, getattr(self, key), key)
+
+    def resolved(self) -> dict[str, Any]:
+        """Everything that decides the run, defaults included, as plain values."""
+        out = self.model_dump(mode="json")
+        for axis, key in (("tuners", "tuner"), ("objectives", "objective"), ("decoding", "decoding")):
+            method = self.method(axis, key)
+            out[key] = {"name": getattr(self, key)["name"], **plain(dataclasses.asdict(method))}
+        return out
+
+
+def plain(value: Any) -> Any:
+    """Tuples and sets to lists, paths to strings, for YAML and JSON."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        items = sorted(value) if isinstance(value, set | frozenset) else value
+        return [plain(v) for v in items]
+    return str(value) if isinstance(value, Path) else value
+
+
+def build(axis: str, told: dict[str, Any], key: str) -> Any:
+    """{"name": ..., options} to a method object."""
+    options = dict(told)
+    name = options.pop("name", None)
+    if name is None:
+        raise ConfigError(f"{key}: the name is missing (one of {', '.join(e.name for e in catalog.entries(axis))})")
+    try:
+        cls = catalog.load(axis, name)
+    except catalog.UnknownMethod as error:
+        raise ConfigError(f"{key}: {error}") from None
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+    try:
+        return TypeAdapter(cls).validate_python(options)
+    except ValidationError as error:
+        fields = [f.name for f in dataclasses.fields(cls)]
+        raise ConfigError(_explain(error, f"{key} ({name})", fields)) from None
+
+
+# ------------------------------------------------------------------------------------------------- reading
+
+
+class _NoRepeats(yaml.SafeLoader):
+    """Safe YAML in which a repeated key is an error, and 1e-4 is a number."""
+
+
+def _mapping(loader: _NoRepeats, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    out: dict[Any, Any] = {}
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node, deep=deep)
+        if key in out:
+            raise ConfigError(f"line {key_node.start_mark.line + 1}: key '{key}' stands twice: remove one of the two")
+        out[key] = loader.construct_object(value_node, deep=True)
+    return out
+
+
+_NoRepeats.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+_NoRepeats.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*([eE][-+]?\d+)|\d[\d_]*\.[\d_]*|\.\d[\d_]*([eE][-+]?\d+)?|\.(inf|nan))$"),
+    list("-+0123456789."),
+)
+
+ALIASES = {
+    "model_name_or_path": "model.model_name_or_path", "base_model": "model.model_name_or_path",
+    "revision": "model.revision", "model_revision": "model.revision", "dtype": "model.dtype",
+    "torch_dtype": "model.dtype", "attn_implementation": "model.attn_implementation",
+    "trust_remote_code": "model.trust_remote_code", "dataset": "data.train", "dataset_name": "data.train",
+    "train_file": "data.train", "train_dataset": "data.train", "eval_dataset": "data.eval",
+    "validation_file": "data.eval", "val_size": "data.val_size", "val_set_size": "data.val_size",
+    "columns": "data.columns", "max_length": "data.max_length", "max_seq_length": "data.max_length",
+    "cutoff_len": "data.max_length", "sequence_len": "data.max_length", "train_on_inputs": "data.train_on_inputs",
+    "completion_only_loss": "data.completion_only_loss", "assistant_only_loss": "data.assistant_only_loss",
+    "roles_to_train": "data.roles_to_train", "train_on_eos": "data.train_on_eos",
+    "truncation_mode": "data.truncation_mode", "chat_template_path": "data.chat_template_path",
+    "lora_r": "tuner.r", "lora_rank": "tuner.r", "lora_alpha": "tuner.alpha", "lora_dropout": "tuner.dropout",
+    "beta": "objective.beta", "label_smoothing": "objective.label_smoothing", "run_name": "name",
+    "evaluation_strategy": "train.eval_strategy",
+}  # fmt: skip
+
+
+def _canonical(key: str) -> str:
+    """The dotted place of a key that stands at the top level."""
+    if key in ALIASES:
+        return ALIASES[key]
+    if key in TrainSettings.model_fields:
+        return f"train.{key}"
+    return key
+
+
+def _put(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    *path, last = dotted.split(".")
+    for part in path:
+        below = tree.get(part)
+        if isinstance(below, str):  # `tuner: lora` is short for `tuner: {name: lora}`
+            below = {_short(part): below}
+        tree[part] = below = {} if below is None else below
+        tree = below
+    tree[last] = value
+
+
+def _short(section: str) -> str:
+    return {"model": "model_name_or_path", "data": "train"}.get(section, "name")
+
+
+def _expand(value: Any) -> Any:
+    """`${NAME}` to the environment's value; unset names are errors."""
+    if isinstance(value, str):
+
+        def look(match: re.Match[str]) -> str:
+            if match[1] not in os.environ:
+                raise ConfigError(f"environment variable {match[1]} is not set (used as '{value}')")
+            return os.environ[match[1]]
+
+        return re.sub(r"\$\{(\w+)\}", look, value)
+    if isinstance(value, dict):
+        return {k: _expand(v) for k, v in value.items()}
+    return [_expand(v) for v in value] if isinstance(value, list) else value
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML mapping. Raises ConfigError naming the file, and the line where there is one."""
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such recipe file")
+    try:
+        told = yaml.load(path.read_text(encoding="utf-8"), _NoRepeats)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise ConfigError(f"{where}: not valid YAML: {getattr(error, 'problem', error)}") from None
+    if not isinstance(told, dict):
+        raise ConfigError(f"{path}: a recipe is a mapping of keys, not {type(told).__name__}")
+    return told
+
+
+def recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """A recipe from a file or a mapping, with dotted or flat overrides on top. Raises ConfigError."""
+    if isinstance(source, Recipe):
+        if not overrides:
+            return source
+        source = source.model_dump(exclude_unset=True)
+    where = str(source) if isinstance(source, str | Path) else "recipe"
+    told = read_yaml(source) if isinstance(source, str | Path) else dict(source)
+    tree: dict[str, Any] = {}
+    for key, value in told.items():
+        if _canonical(key) == key:
+            _put(tree, key, dict(value) if isinstance(value, dict) else value)
+    for key, value in told.items():
+        dotted = _canonical(key)
+        if dotted != key:
+            if _get(tree, dotted) is not None:
+                raise ConfigError(f"{where}: '{key}' and '{dotted}' say the same thing: remove one of the two")
+            _put(tree, dotted, value)
+    for key, value in (overrides or {}).items():
+        _put(tree, _canonical(key), value)
+    tree = _expand(tree)
+    for section in ("model", "data", "tuner", "objective", "decoding"):
+        if isinstance(tree.get(section), str | list):
+            tree[section] = {_short(section): tree[section]}
+    try:
+        made = Recipe.model_validate(tree)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    except ValidationError as error:
+        raise ConfigError(_explain(error, where, None)) from None
+    _check_sections(made, where)
+    return made
+
+
+def _get(tree: Any, dotted: str) -> Any:
+    for part in dotted.split("."):
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    return tree
+
+
+def _check_sections(made: Recipe, where: str) -> None:
+    """Names and options of methods are checked when the recipe is read, by their files' headers alone."""
+    for axis, key in (("tuners", "tuner"), ("objectives", "objective"), ("decoding", "decoding")):
+        name = getattr(made, key).get("name")
+        if name is None:
+            raise ConfigError(f"{where}: {key}.name is missing")
+        try:
+            catalog.entry(axis, name)
+        except catalog.UnknownMethod as error:
+            raise ConfigError(f"{where}: {key}: {error}") from None
+
+
+def _valid_names(location: Iterable[Any]) -> list[str]:
+    model: Any = Recipe
+    for part in location:
+        info = model.model_fields.get(part) if hasattr(model, "model_fields") else None
+        model = info.annotation if info is not None else None
+    if model is Recipe:
+        return [*Recipe.model_fields, *TrainSettings.model_fields, *ALIASES]
+    return list(model.model_fields) if hasattr(model, "model_fields") else []
+
+
+def _explain(error: ValidationError, where: str, fields: list[str] | None) -> str:
+    """The first problem of a validation error as one line with the fix."""
+    first = error.errors()[0]
+    path = ".".join(str(p) for p in first["loc"])
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        key = str(first["loc"][-1])
+        valid = fields if fields is not None else _valid_names(first["loc"][:-1])
+        near = difflib.get_close_matches(key, valid, 1, 0.5)
+        hint = f": did you mean '{near[0]}'?" if near else f" (valid: {', '.join(sorted(valid))})"
+        return f"{where}: unknown key '{path}'{hint}"
+    if first["type"] == "missing":
+        return f"{where}: '{path}' is missing"
+    if first["type"] == "value_error":
+        return f"{where}: {first['msg'].removeprefix('Value error, ')}"
+    return f"{where}: {path}: {first['msg'][0].lower() + first['msg'][1:]} (got {first['input']!r})"
+
+
+def parse_flags(words: list[str]) -> dict[str, Any]:
+    """`--train.learning_rate 1e-4 --bf16 --seed=3` to a mapping of dotted keys. Raises ConfigError."""
+    out: dict[str, Any] = {}
+    i = 0
+    while i < len(words):
+        word = words[i]
+        if not word.startswith("--"):
+            raise ConfigError(f"'{word}' is not a flag: write --key value")
+        key, eq, value = word[2:].partition("=")
+        if not eq:
+            if i + 1 < len(words) and not words[i + 1].startswith("--"):
+                i += 1
+                value = words[i]
+            else:
+                value = "true"
+        dotted = key.replace("-", "_")
+        out[dotted] = yaml.load(value, _NoRepeats)
+        i += 1
+    return out
+
+
+def schema() -> dict[str, Any]:
+    """JSON schema of a recipe."""
+    return Recipe.model_json_schema()

@@ -1,0 +1,800 @@
+"""The only training loop, on accelerate.
+
+    for step: take its examples -> batches -> objective gives sums and weights -> divide by the weight of the whole
+    step, over micro-batches and processes -> backward -> clip -> step
+
+Which examples a step sees is a pure function of (seed, step), so a resumed run sees what an uninterrupted one would
+have seen. The state after a step is model, optimiser and random generators; nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from luthier.core import meter
+from luthier.core.batch import (
+    Batch,
+    Example,
+    GroupExample,
+    LabelledExample,
+    Plan,
+    SourceTargetExample,
+    TextExample,
+    collate_groups,
+    collate_labelled,
+    collate_packed,
+    collate_source_target,
+    collate_text,
+    pack,
+)
+from luthier.core.config import TrainSettings
+from luthier.core.logprobs import Scorer
+from luthier.core.method import Loss, LuthierError, Objective, PartialTuner, Tuner
+from luthier.core.runs import RunFolder
+from luthier.core.trainable import BlockGuard
+
+
+class Diverged(LuthierError):
+    """The loss or a gradient is not finite. The weights are those before the step that failed."""
+
+
+class Interrupted(LuthierError):
+    """Ctrl-C or SIGTERM: the state was saved and the run can be continued."""
+
+
+class LoopCallback:
+    """Events of the loop; every method may be left out."""
+
+    def start(self, loop: Loop) -> None: ...
+    def epoch(self, loop: Loop, epoch: int) -> None: ...
+    def step(self, loop: Loop) -> None: ...
+    def log(self, loop: Loop, row: dict[str, Any]) -> None: ...
+    def evaluated(self, loop: Loop, row: dict[str, Any]) -> None: ...
+    def saved(self, loop: Loop, path: Path) -> None: ...
+    def end(self, loop: Loop) -> None: ...
+
+
+# ------------------------------------------------------------------------------------------------- batches
+
+
+@dataclass
+class Collator:
+    """Examples to batches, in the layout that the settings choose.
+
+    pad           id that fills padding (masked, never trained)
+    start         first decoder id of encoder-decoder models
+    packed_length tokens of a packed row; 0: one example a row
+    share_prompt  prompts of a group computed once
+    """
+
+    pad: int
+    start: int = 0
+    packed_length: int = 0
+    share_prompt: bool = False
+
+    def __call__(self, examples: Sequence[Example]) -> Batch:
+        first = examples[0]
+        if isinstance(first, TextExample):
+            if self.packed_length:
+                rows = pack([len(e) for e in examples], self.packed_length)
+                return collate_packed([[examples[i] for i in row] for row in rows], self.pad)  # type: ignore[misc]
+            return collate_text(examples, self.pad)  # type: ignore[arg-type]
+        if isinstance(first, GroupExample):
+            return collate_groups(examples, self.pad, share_prompt=self.share_prompt)  # type: ignore[arg-type]
+        if isinstance(first, LabelledExample):
+            return collate_labelled(examples, self.pad)  # type: ignore[arg-type]
+        assert isinstance(first, SourceTargetExample)
+        return collate_source_target(examples, self.pad, self.start)  # type: ignore[arg-type]
+
+
+def takes_block_masks(model: nn.Module) -> bool:
+    """Whether every layer attends by an ordinary mask, so that a block mask says all (packing, shared prompts)."""
+    config = model.config
+    if getattr(config, "is_encoder_decoder", False):
+        return False
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    recurrent = any(hasattr(config, k) for k in ("mamba_d_state", "linear_num_key_heads", "state_size"))
+    return kinds == {"full_attention"} and not window and not recurrent
+
+
+def collator(model: nn.Module, pad: int, examples: Sequence[Example], settings: TrainSettings) -> Collator:
+    """The layout: what the settings ask for, checked against what the model can do."""
+    start = getattr(model.config, "decoder_start_token_id", None) or 0
+    out = Collator(pad, start)
+    first = examples[0]
+    able = takes_block_masks(model)
+    if isinstance(first, TextExample) and settings.packing:
+        lengths = [len(e) for e in examples]
+        if settings.packing is True and not able:
+            raise LuthierError("train.packing: this model's attention cannot be masked by blocks: use group_by_length")
+        if able and (settings.packing is True or _padding_share(lengths, settings) > PACK_ABOVE_PADDING):
+            out.packed_length = max(settings.packed_length or 0, max(lengths))
+    if isinstance(first, GroupExample) and settings.share_prompt and able:
+        out.share_prompt = settings.share_prompt is True or _sharing_pays(examples)  # type: ignore[arg-type]
+    elif isinstance(first, GroupExample) and settings.share_prompt is True:
+        raise LuthierError("train.share_prompt: this model's attention cannot be masked by blocks: set it to false")
+    return out
+
+
+PACK_ABOVE_PADDING = 0.3
+"""`packing: auto` packs only where length buckets would still pad more than this share (benchmarks/packing.py)."""
+
+
+def _padding_share(lengths: Sequence[int], settings: TrainSettings) -> float:
+    size = settings.per_device_train_batch_size
+    plan = Plan(lengths, size, group_by_length=settings.group_by_length)
+    real = padded = 0
+    for rows in plan.epoch(0):
+        real += sum(lengths[i] for i in rows)
+        padded += len(rows) * max(lengths[i] for i in rows)
+    return 1 - real / max(padded, 1)
+
+
+def _sharing_pays(examples: Sequence[GroupExample]) -> bool:
+    """A tree computes the prompt once but attends densely: it pays where prompts are a good part of the tokens."""
+    shared = sum(len(e) for e in examples)
+    apart = sum(len(e.answers) * len(e.prompt) + sum(len(a) for a in e.answers) for e in examples)
+    return shared < 0.85 * apart
+
+
+# ---------------------------------------------------------------------------------------------- optimisers
+
+
+def make_optimizer(groups: list[dict[str, Any]], settings: TrainSettings) -> torch.optim.Optimizer:
+    """An optimiser over parameter groups that carry their own `lr`."""
+    if settings.optim == "sgd":
+        return torch.optim.SGD(groups, lr=1.0, weight_decay=settings.weight_decay)
+    if settings.optim == "adafactor":
+        from transformers.optimization import Adafactor
+
+        return Adafactor(groups, lr=1.0, relative_step=False, scale_parameter=False, weight_decay=settings.weight_decay)
+    floats = all(p.is_floating_point() for g in groups for p in g["params"])
+    return torch.optim.AdamW(
+        groups,
+        lr=1.0,
+        betas=(settings.adam_beta1, settings.adam_beta2),
+        eps=settings.adam_epsilon,
+        weight_decay=settings.weight_decay,
+        fused=floats,
+    )
+
+
+def rate(step: int, total: int, settings: TrainSettings) -> float:
+    """Factor of the learning rate at optimiser step `step` (from 0)."""
+    warm = settings.warmup_steps or math.ceil(settings.warmup_ratio * total)
+    kind = settings.lr_scheduler_type
+    if kind == "constant":
+        return 1.0
+    if step < warm:
+        return (step + 1) / max(1, warm)
+    if kind == "constant_with_warmup":
+        return 1.0
+    done = (step - warm) / max(1, total - warm)
+    return 0.5 * (1 + math.cos(math.pi * done)) if kind == "cosine" else 1.0 - done
+
+
+# ----------------------------------------------------------------------------------------------------- loop
+
+
+@dataclass
+class Fitted:
+    """What a finished loop tells."""
+
+    steps: int
+    seconds: float
+    tokens: int
+    loss: float
+    cost: dict[str, Any]
+    best: str | None = None
+    stopped: str | None = None
+    log: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Loop:
+    """Train `model` (already wrapped by `tuner`) on `examples` under `objective`.
+
+    references  (R,) log-probability of every answer under the untuned model, in example order, where the objective
+                asks for it: answers of example i are at offsets[i] ... offsets[i + 1]
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tuner: Tuner,
+        objective: Objective,
+        examples: Sequence[Example],
+        settings: TrainSettings,
+        pad: int,
+        seed: int = 0,
+        run: RunFolder | None = None,
+        held_out: Sequence[Example] | None = None,
+        references: Sequence[Tensor] | None = None,
+        callbacks: Sequence[LoopCallback] = (),
+        accelerator: Accelerator | None = None,
+        stage: int = 0,
+    ):
+        if not examples:
+            raise LuthierError("there is nothing to train on: every row was rejected or the source is empty")
+        self.model, self.tuner, self.objective = model, tuner, objective
+        self.examples, self.settings, self.seed, self.run, self.stage = examples, settings, seed, run, stage
+        self.held_out, self.references, self.callbacks = held_out, references, list(callbacks)
+        self.accelerator = accelerator or make_accelerator(settings)
+        self.collate = collator(model, pad, examples, settings)
+        world, accumulation = self.accelerator.num_processes, settings.gradient_accumulation_steps
+        self.plan = Plan(
+            [len(e) for e in examples],
+            settings.per_device_train_batch_size * accumulation * world,
+            seed if settings.data_seed is None else settings.data_seed,
+            settings.group_by_length,
+        )
+        epochs = settings.num_train_epochs
+        self.total = settings.max_steps if settings.max_steps > 0 else math.ceil(epochs * self.plan.steps_per_epoch)
+        self.step_index = 0
+        self.learning_rate = settings.learning_rate if settings.learning_rate is not None else tuner.learning_rate
+        self.history: list[dict[str, Any]] = []
+        self.best: tuple[float, str] | None = None
+        self.patience_left = settings.early_stopping_patience
+        self.stop_reason: str | None = None
+        self.guard: BlockGuard | None = None
+        self.tokens = self.padded = 0
+        self.seconds = 0.0
+
+    # set-up -------------------------------------------------------------------------------------------
+
+    def _select(self, epoch: int) -> None:
+        """Draw what moves (partial tuners): once a stage, or once an epoch where the method says so."""
+        if not isinstance(self.tuner, PartialTuner):
+            return
+        mode = getattr(self.tuner, "reselect", "never")
+        key = {
+            "stage": f"{self.seed}/{self.stage}",
+            "epoch": f"{self.seed}/{self.stage}/{epoch}",
+            "never": f"{self.seed}",
+        }
+        selection = self.tuner.select(self.plain, random.Random(key[mode]))
+        keep_heads = task_head_names(self.plain)
+        selection.whole |= keep_heads
+        selection.apply(self.plain)
+        if self.guard is not None:
+            self.guard.release()
+        self.guard = selection.guard(self.plain) if selection.blocks else None
+        self.selection = selection
+
+    def _groups(self) -> list[dict[str, Any]]:
+        named = {n: p for n, p in self.plain.named_parameters() if p.requires_grad}
+        if not named:
+            raise LuthierError(f"tuner '{self.tuner.name}' leaves nothing to train")
+        told = self.tuner.groups(self.plain)
+        groups, used = [], set()
+        for group in told or []:
+            params = [named[n] for n in group["params"] if n in named]
+            used |= set(group["params"])
+            groups.append({"params": params, "scale": group.get("lr_scale", 1.0)})
+        rest = [p for n, p in named.items() if n not in used]
+        return [*groups, {"params": rest, "scale": 1.0}] if rest else groups
+
+    def _make_optimizer(self) -> None:
+        """A fresh optimiser over what moves now. Tensors that moved before and still move keep their state."""
+        old = dict(self.optimizer.state) if hasattr(self, "optimizer") else {}
+        optimizer = make_optimizer(self._groups(), self.settings)
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter in old:
+                    optimizer.state[parameter] = old[parameter]
+        self.optimizer = optimizer
+
+    def _prepare(self) -> None:
+        if self.settings.gradient_checkpointing:
+            self.plain.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            self.plain.enable_input_require_grads()
+        self._select(0)
+        self._make_optimizer()
+        self.cost = self._measure()
+        self.wrapped, self.prepared = self.accelerator.prepare(self.model, self.optimizer)
+        self.scorer = Scorer(self.wrapped, self.plain)
+
+    @property
+    def plain(self) -> nn.Module:
+        return self.model
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    def _measure(self) -> dict[str, Any]:
+        """Cost of one micro-batch of the first step, before anything moves."""
+        rows = self._chunks(0)[0]
+        batch = self._batch(rows, 0)
+        plain = Scorer(self.plain)
+        device = next(self.plain.parameters()).device
+        batch = batch.to(device)
+        self.plain.train()
+        cost = meter.step_cost(
+            self.plain, lambda: self.objective.compute(plain, batch).sum, batch.tokens, batch.ids.numel()
+        )
+        trainable, total = meter.count(self.plain)
+        return {"trainable_parameters": trainable, "total_parameters": total, **cost.as_dict()}
+
+    # batches ------------------------------------------------------------------------------------------
+
+    def _chunks(self, step: int) -> list[list[int]]:
+        """Micro-batches of a step over all processes, shortest examples first."""
+        rows, size = self.plan.step(step), self.settings.per_device_train_batch_size
+        return [rows[i : i + size] for i in range(0, len(rows), size)]
+
+    def _mine(self, step: int) -> list[tuple[list[int], bool]]:
+        """(rows, counts) of this process's micro-batches. All processes get equally many; fillers do not count."""
+        chunks, world, rank = self._chunks(step), self.accelerator.num_processes, self.accelerator.process_index
+        rounds = -(-len(chunks) // world)
+        return [
+            (chunks[i], True) if i < len(chunks) else (chunks[0], False) for i in range(rank, rounds * world, world)
+        ]
+
+    def _batch(self, rows: Sequence[int], step: int) -> Batch:
+        batch = self.collate([self.examples[i] for i in rows])
+        if self.references is not None:
+            batch.reference = torch.cat([self.references[i] for i in rows])
+        rng = np.random.default_rng([self.seed, self.stage, step, rows[0]])
+        return self.objective.view(batch, step, self.total, rng)
+
+    # one step -----------------------------------------------------------------------------------------
+
+    def _total_weight(self, weights: float) -> float:
+        if self.accelerator.num_processes == 1:
+            return weights
+        told = torch.tensor([weights], dtype=torch.float64, device=self.device)
+        return float(self.accelerator.reduce(told, "sum").item())
+
+    def _step(self) -> tuple[Tensor, float, dict[str, tuple[Tensor, float]], Tensor]:
+        """Forward and backward over the micro-batches of this step, clip, and take the step."""
+        mine = [(self._batch(rows, self.step_index), counts) for rows, counts in self._mine(self.step_index)]
+        weights = [self.objective.weight(b) if counts else 0.0 for b, counts in mine]
+        total = self._total_weight(sum(weights))
+        if total == 0:
+            raise LuthierError(
+                f"step {self.step_index + 1}: no token or row counts: check the loss mask (data preview)"
+            )
+        scale = self.accelerator.num_processes / total
+        summed = torch.zeros((), dtype=torch.float64, device=self.device)
+        figures: dict[str, tuple[Tensor, float]] = {}
+        for i, (batch, counts) in enumerate(mine):
+            last = i == len(mine) - 1
+            batch = batch.to(self.device)
+            with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+                with self.accelerator.autocast():
+                    loss = self.objective.compute(self.scorer, batch)
+                self._check_weight(loss, weights[i], counts)
+                self.accelerator.backward(loss.sum * (scale if counts else 0.0))
+            if counts:
+                summed += loss.sum.detach().double()
+                self.tokens += batch.tokens
+                self.padded += batch.ids.numel()
+                for name, (value, weight) in loss.figures.items():
+                    old = figures.get(name, (torch.zeros((), device=self.device), 0.0))
+                    figures[name] = (old[0] + value.detach(), old[1] + weight)
+        norm = self._clip()
+        for group in self.prepared.param_groups:
+            group["lr"] = self.learning_rate * group["scale"] * rate(self.step_index, self.total, self.settings)
+        self._check_finite(summed, norm)
+        self.prepared.step()
+        if self.guard is not None:
+            self.guard.restore()
+        self.prepared.zero_grad(set_to_none=True)
+        return summed, sum(weights), figures, norm
+
+    def _check_weight(self, loss: Loss, told: float, counts: bool) -> None:
+        if counts and loss.weight != told:
+            raise LuthierError(f"objective '{self.objective.name}' announced weight {told} but returned {loss.weight}")
+
+    def _clip(self) -> Tensor:
+        limit = self.settings.max_grad_norm if self.settings.max_grad_norm > 0 else math.inf
+        norm = self.accelerator.clip_grad_norm_([p for g in self.prepared.param_groups for p in g["params"]], limit)
+        return norm if norm is not None else torch.zeros(())
+
+    def _check_finite(self, summed: Tensor, norm: Tensor) -> None:
+        if self.settings.fp16:  # the scaler skips steps that overflow; only a loss that is not finite is fatal
+            norm = torch.zeros(())
+        if not (math.isfinite(summed.item()) and math.isfinite(float(norm))):
+            self.prepared.zero_grad(set_to_none=True)
+            saved = self.save() if self.run is not None and self.step_index > 0 else None
+            where = f"; the weights before it are in {saved}" if saved else "; no step was taken"
+            raise Diverged(
+                f"step {self.step_index + 1}: the loss or its gradient is not finite{where}. "
+                "Lower learning_rate, raise warmup_ratio, or look for broken rows with `luthier data preview`"
+            )
+
+    # the run ------------------------------------------------------------------------------------------
+
+    def fit(self, resume: Path | None = None) -> Fitted:
+        """Train to the end. Raises Diverged or Interrupted; both leave a checkpoint behind where a run folder is given."""
+        seed_everything(self.seed, self.settings.full_determinism)
+        self._prepare()
+        if resume is not None:
+            self.load(resume)
+        self._tell("start")
+        window = _Window()
+        self.wrapped.train()
+        with _signals() as asked:
+            while self.step_index < self.total and self.stop_reason is None:
+                self._epoch_begins()
+                begun = time.perf_counter()
+                summed, weight, figures, norm = self._step()
+                self.step_index += 1
+                self.seconds += time.perf_counter() - begun
+                window.add(summed, weight, figures, norm)
+                self._tell("step")
+                self._after_step(window)
+                if asked():
+                    self._leave()
+        fitted = self._finish()
+        self._tell("end")
+        return fitted
+
+    def _epoch_begins(self) -> None:
+        epoch, at = divmod(self.step_index, self.plan.steps_per_epoch)
+        if at == 0:
+            if epoch > 0 and getattr(self.tuner, "reselect", None) == "epoch":
+                self._reselect(epoch)
+            self._tell("epoch", epoch)
+
+    def _reselect(self, epoch: int) -> None:
+        if self.accelerator.distributed_type not in (
+            DistributedType.NO,
+            DistributedType.MULTI_CPU,
+            DistributedType.MULTI_GPU,
+        ):
+            raise LuthierError("tuner.reselect: epoch does not work with sharded parameters: use stage")
+        self._select(epoch)
+        self._make_optimizer()
+        self.wrapped, self.prepared = self.accelerator.prepare(self.plain, self.optimizer)
+        self.scorer.model = self.wrapped
+
+    def _after_step(self, window: _Window) -> None:
+        step, settings = self.step_index, self.settings
+        last = step == self.total
+        epoch_ends = step % self.plan.steps_per_epoch == 0
+        if step % settings.logging_steps == 0 or last:
+            self._log(window)
+        if self.held_out and (
+            (settings.eval_strategy == "epoch" and (epoch_ends or last))
+            or (settings.eval_strategy == "steps" and step % (settings.eval_steps or settings.logging_steps) == 0)
+        ):
+            self._evaluate()
+        if self.run is not None and (
+            (settings.save_strategy == "steps" and step % settings.save_steps == 0)
+            or (settings.save_strategy == "epoch" and epoch_ends)
+        ):
+            self.save()
+
+    def _log(self, window: _Window) -> None:
+        row = window.close(self)
+        row["learning_rate"] = self.optimizer.param_groups[-1]["lr"]
+        row["tokens_per_second"] = round(self.tokens * self.accelerator.num_processes / max(self.seconds, 1e-9), 1)
+        self._record(row)
+        self._tell("log", row)
+        limit = self.settings.loss_watchdog_threshold
+        if limit is not None:
+            recent = [r["loss"] for r in self.history if "loss" in r][-self.settings.loss_watchdog_patience :]
+            if len(recent) == self.settings.loss_watchdog_patience and min(recent) > limit:
+                self.stop_reason = f"loss stayed above loss_watchdog_threshold {limit}"
+
+    def _record(self, row: dict[str, Any]) -> None:
+        self.history.append(row)
+        if self.run is not None and self.accelerator.is_main_process:
+            self.run.log(row)
+
+    @torch.no_grad()
+    def held_out_loss(self, examples: Sequence[Example]) -> float:
+        """Mean loss over examples, with dropout off."""
+        self.wrapped.eval()
+        size = self.settings.per_device_eval_batch_size
+        order = sorted(range(len(examples)), key=lambda i: len(examples[i]))
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        chunks = [order[i : i + size] for i in range(0, len(order), size)]
+        totals = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for i in range(rank, -(-len(chunks) // world) * world, world):
+            rows = chunks[min(i, len(chunks) - 1)]
+            batch = self.objective.view(
+                self.collate([examples[r] for r in rows]), 0, self.total, np.random.default_rng(0)
+            )
+            with self.accelerator.autocast():
+                loss = self.objective.compute(self.scorer, batch.to(self.device))
+            if i < len(chunks):
+                totals += torch.tensor([float(loss.sum), loss.weight], dtype=torch.float64, device=self.device)
+        if world > 1:
+            totals = self.accelerator.reduce(totals, "sum")
+        self.wrapped.train()
+        return float(totals[0] / totals[1])
+
+    def _evaluate(self) -> None:
+        begun = time.perf_counter()
+        value = self.held_out_loss(self.held_out or [])
+        seconds = time.perf_counter() - begun
+        row = {
+            "step": self.step_index,
+            "epoch": self.step_index / self.plan.steps_per_epoch,
+            "eval_loss": value,
+            "eval_runtime": round(seconds, 3),
+            "eval_samples_per_second": round(len(self.held_out or []) / max(seconds, 1e-9), 2),
+        }
+        self._record(row)
+        self._tell("evaluated", row)
+        metric = row.get(self.settings.metric_for_best_model, value)
+        better = (
+            self.best is None or (metric > self.best[0]) == self.settings.greater_is_better and metric != self.best[0]
+        )
+        if better:
+            name = f"checkpoint-{self.step_index}"
+            self.best = (metric, name)
+            self.patience_left = self.settings.early_stopping_patience
+            if self.settings.load_best_model_at_end and self.run is not None:
+                self.save()
+        elif self.patience_left is not None:
+            self.patience_left -= 1
+            if self.patience_left <= 0:
+                self.stop_reason = (
+                    f"no better {self.settings.metric_for_best_model} in early_stopping_patience evaluations"
+                )
+
+    def _leave(self) -> None:
+        saved = self.save() if self.run is not None else None
+        raise Interrupted(
+            f"stopped after step {self.step_index}" + (f", saved in {saved}: continue with --resume" if saved else "")
+        )
+
+    def _finish(self) -> Fitted:
+        if self.settings.load_best_model_at_end and self.best is not None and self.run is not None:
+            self._load_weights(self.run.path / self.best[1])
+        losses = [r["loss"] for r in self.history if "loss" in r]
+        seconds = max(self.seconds, 1e-9)
+        flops = (self.cost["forward_flops"] + self.cost["backward_flops"]) / max(1, self.cost["padded_tokens"])
+        cost = {
+            **{k: v for k, v in self.cost.items() if k not in ("tokens", "padded_tokens")},
+            "optimizer_bytes": meter.optimizer_bytes(self.optimizer),
+            "peak_memory_bytes": meter.peak_memory_bytes(),
+            "train_seconds": round(self.seconds, 3),
+            "step_seconds": self.seconds / max(1, self.step_index),
+            "steps": self.step_index,
+            "tokens": self.tokens * self.accelerator.num_processes,
+            "tokens_per_second": self.tokens * self.accelerator.num_processes / seconds,
+            "train_flops": flops * self.padded * self.accelerator.num_processes,
+        }
+        self.wrapped.eval()
+        return Fitted(
+            self.step_index, self.seconds, cost["tokens"], losses[-1] if losses else math.nan, cost,
+            self.best[1] if self.best else None, self.stop_reason, self.history,
+        )  # fmt: skip
+
+    def _tell(self, event: str, *values: Any) -> None:
+        for callback in self.callbacks:
+            getattr(callback, event)(self, *values)
+
+    # state --------------------------------------------------------------------------------------------
+
+    @property
+    def sharded(self) -> bool:
+        return self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+
+    def save(self) -> Path:
+        """A checkpoint of the state after `step_index` steps. All processes call it."""
+        assert self.run is not None
+        path = self.run.path / f"checkpoint-{self.step_index}"
+        self.accelerator.wait_for_everyone()
+        if self.sharded:
+            self.accelerator.save_state(str(path))
+            if self.accelerator.is_main_process:
+                (path / "trainer_state.json").write_text(json.dumps(self._state()))
+        else:
+            if not self.accelerator.is_main_process:
+                torch.save(_rng_state(), self.run.path / f".rng-{self.accelerator.process_index}.pth")
+            self.accelerator.wait_for_everyone()
+            if self.accelerator.is_main_process:
+                self.run.save_checkpoint(self.step_index, self._write)
+        if self.accelerator.is_main_process:
+            self.run.rotate(self.settings.save_total_limit, self.best[1] if self.best else None)
+        self.accelerator.wait_for_everyone()
+        self._tell("saved", path)
+        return path
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "global_step": self.step_index,
+            "max_steps": self.total,
+            "epoch": self.step_index / self.plan.steps_per_epoch,
+            "best_metric": self.best[0] if self.best else None,
+            "best_model_checkpoint": self.best[1] if self.best else None,
+            "patience_left": self.patience_left,
+            "tokens": self.tokens,
+            "padded": self.padded,
+            "seconds": self.seconds,
+            "log_history": self.history,
+        }
+
+    def _write(self, folder: Path) -> None:
+        assert self.run is not None
+        self.plain.save_pretrained(folder)
+        if self.tuner.artefact == "adapter":
+            moving = {n: p.detach().cpu().contiguous() for n, p in self.plain.named_parameters() if p.requires_grad}
+            save_file(moving, folder / "trainable.safetensors")
+        torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
+        torch.save({"last_step": self.step_index}, folder / "scheduler.pt")
+        torch.save(_rng_state(), folder / "rng_state.pth")
+        for rank in range(1, self.accelerator.num_processes):
+            part = self.run.path / f".rng-{rank}.pth"
+            (folder / f"rng_state_{rank}.pth").write_bytes(part.read_bytes())
+            part.unlink()
+        if self.accelerator.scaler is not None:
+            torch.save(self.accelerator.scaler.state_dict(), folder / "scaler.pt")
+        (folder / "trainer_state.json").write_text(json.dumps(self._state()))
+
+    def load(self, folder: Path) -> None:
+        """Restore model, optimiser, random generators and position from a checkpoint."""
+        state = json.loads((folder / "trainer_state.json").read_text())
+        self.step_index = state["global_step"]
+        epoch = (self.step_index - 1) // self.plan.steps_per_epoch if self.step_index else 0
+        if epoch > 0 and getattr(self.tuner, "reselect", None) == "epoch":
+            self._reselect(epoch)
+        if self.sharded:
+            self.accelerator.load_state(str(folder))
+        else:
+            self._load_weights(folder)
+            self.optimizer.load_state_dict(
+                torch.load(folder / "optimizer.pt", weights_only=True, map_location=self.device)
+            )
+            rank = self.accelerator.process_index
+            name = "rng_state.pth" if rank == 0 else f"rng_state_{rank}.pth"
+            _set_rng_state(torch.load(folder / name, weights_only=True))
+            if self.accelerator.scaler is not None and (folder / "scaler.pt").exists():
+                self.accelerator.scaler.load_state_dict(torch.load(folder / "scaler.pt", weights_only=True))
+        self.best = (state["best_metric"], state["best_model_checkpoint"]) if state["best_model_checkpoint"] else None
+        self.patience_left, self.history = state["patience_left"], state["log_history"]
+        self.tokens, self.padded, self.seconds = state["tokens"], state["padded"], state["seconds"]
+        if self.guard is not None:
+            self._refresh_guard()
+        if self.run is not None and self.accelerator.is_main_process:
+            self.run.rewind(self.step_index)
+
+    def _refresh_guard(self) -> None:
+        assert self.guard is not None
+        self.guard.release()
+        self.guard = self.selection.guard(self.plain)
+
+    def _load_weights(self, folder: Path) -> None:
+        """Tensors into the model in place; names as saved."""
+        if self.tuner.artefact == "adapter":
+            state = load_file(folder / "trainable.safetensors")
+        else:
+            state = {}
+            for file in sorted(folder.glob("model*.safetensors")):
+                state |= load_file(file)
+        own = dict(self.plain.named_parameters(remove_duplicate=False)) | dict(self.plain.named_buffers())
+        missing = [n for n in state if n not in own]
+        if missing:
+            raise LuthierError(f"{folder}: tensor '{missing[0]}' has no place in this model: was the recipe changed?")
+        with torch.no_grad():
+            for name, value in state.items():
+                own[name].copy_(value)
+
+
+class _Window:
+    """Sums between two log lines."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.loss: Tensor | float = 0.0
+        self.weight = 0.0
+        self.figures: dict[str, tuple[Tensor, float]] = {}
+        self.norm: Tensor = torch.zeros(())
+
+    def add(self, loss: Tensor, weight: float, figures: dict[str, tuple[Tensor, float]], norm: Tensor) -> None:
+        self.loss = self.loss + loss
+        self.weight += weight
+        self.norm = norm
+        for name, (value, w) in figures.items():
+            old = self.figures.get(name, (0.0, 0.0))
+            self.figures[name] = (old[0] + value, old[1] + w)
+
+    def close(self, loop: Loop) -> dict[str, Any]:
+        names = list(self.figures)
+        values = [float(self.loss), self.weight, *(float(v) for n in names for v in self.figures[n])]
+        if loop.accelerator.num_processes > 1:
+            told = torch.tensor(values, dtype=torch.float64, device=loop.device)
+            values = loop.accelerator.reduce(told, "sum").tolist()
+        row = {
+            "step": loop.step_index,
+            "epoch": round(loop.step_index / loop.plan.steps_per_epoch, 6),
+            "loss": values[0] / max(values[1], 1e-12),
+            "grad_norm": float(self.norm),
+        }
+        for i, name in enumerate(names):
+            row[name] = values[2 + 2 * i] / max(values[3 + 2 * i], 1e-12)
+        self.reset()
+        return row
+
+
+# ------------------------------------------------------------------------------------------------- helpers
+
+
+def make_accelerator(settings: TrainSettings) -> Accelerator:
+    """accelerate's engine with the precision asked for. Launchers set everything else through the environment."""
+    precision = "bf16" if settings.bf16 else "fp16" if settings.fp16 else None
+    return Accelerator(mixed_precision=precision)
+
+
+def task_head_names(model: nn.Module) -> set[str]:
+    """Parameters of a new task head: they always move."""
+    from luthier.core.anatomy import TASK_HEADS
+
+    return {n for n, _ in model.named_parameters() if n.split(".", 1)[0] in TASK_HEADS}
+
+
+def seed_everything(seed: int, deterministic: bool = False) -> None:
+    """Python, numpy and torch generators. `deterministic` refuses kernels that are not."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    if deterministic:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def _rng_state() -> dict[str, Any]:
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    state: dict[str, Any] = {
+        "python": list(random.getstate()[1]),
+        "python_gauss": random.getstate()[2],
+        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def _set_rng_state(state: dict[str, Any]) -> None:
+    random.setstate((3, tuple(state["python"]), state["python_gauss"]))
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"].cpu())
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+
+
+@contextmanager
+def _signals() -> Any:
+    """Ctrl-C and SIGTERM ask for a stop after the current step; a second Ctrl-C stops at once."""
+    asked: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        if asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    old = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

@@ -1,0 +1,36 @@
+"""Preference: one prompt with a better and a worse answer.
+
+    in      prompt, chosen, rejected (texts or messages); without prompt, what chosen and rejected have in common at
+            their beginning is the prompt. Optional score_chosen, score_rejected, tools.
+    out     GroupExample of two answers, chosen first; scores as given, else 1 and 0
+    trained all tokens of both answers, their end token included; never the prompt
+
+max_length bounds the prompt with its longer answer. Texts go through the chat template as in `chat`, except those
+that hold their prompt themselves: these are formatted already.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from luthier.core.method import RowError
+from luthier.data._family import GroupRows, needed
+
+
+@dataclass(frozen=True)
+class Preference(GroupRows):
+    detected: ClassVar[bool] = True
+    columns: ClassVar[tuple[tuple[str, ...], ...]] = (("chosen",), ("rejected",))
+
+    def group(self, row: dict[str, Any]) -> tuple[Any, list[Any], list[float]]:
+        chosen, rejected = needed(row, "chosen"), needed(row, "rejected")
+        if chosen == rejected:
+            raise RowError("'chosen' and 'rejected' are the same")
+        prompt = row.get("prompt")
+        if isinstance(chosen, list) and len(chosen) > 1 and not (isinstance(prompt, list) and chosen[: len(prompt)] != prompt):
+            prompt = None  # whole conversations: the prompt is in them
+        scores = [row.get("score_chosen"), row.get("score_rejected")]
+        if any(s is None for s in scores):
+            scores = [1.0, 0.0]
+        return prompt, [chosen, rejected], [float(s) for s in scores]

@@ -1,0 +1,296 @@
+"""The one cached step loop, and what feeds it.
+
+A *stream* gives the next-token scores of rows that grow by one token at a time; it owns a model's cache, mask and
+position counters. A *rule* is a pure function of the scores: (B, V) to the chosen tokens (B,). The loop knows neither
+models nor distributions:
+
+    z = stream.start(prompts)                       z (B, V)
+    repeat   y = rule(shape(z));  finished rows leave;  z = stream.feed(y)
+
+Prompts are padded on the left and positions come from the mask, so a row in a batch is the row alone. A virtual prompt
+of an adapter stands between the padding and the row's tokens. Rows that finish are taken out of the cache.
+Several models at one step are a stream of streams (each with its own prompts), constraints are a `shape`.
+
+B rows that still run, T prompt tokens, P virtual prompt tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from luthier.core.batch import _grid, positions_from_mask
+from luthier.core.method import Decoder, Generation, Limits, Refusal
+from luthier.core.subject import TextLimits, adapter_config, at_rest, plain_model
+
+# ------------------------------------------------------------------------------------------------------ streams
+
+
+class Stream(ABC):
+    """Next-token scores of rows that grow together."""
+
+    @abstractmethod
+    def start(self, ids: Sequence[Sequence[int]]) -> Tensor:
+        """Read the prompts; scores (B, V) float32 of what follows."""
+
+    @abstractmethod
+    def feed(self, token: Tensor) -> Tensor:
+        """Append `token` (B,) to the rows; scores (B, V) of what follows."""
+
+    @abstractmethod
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows, in this order; a row named twice is continued twice."""
+
+
+def stream(model: nn.Module, pad_id: int = 0, cached: bool = True) -> Stream:
+    """The stream that drives `model`. Without a cache every step reads the whole row again: slow, any model."""
+    kind = _EncoderDecoderStream if plain_model(model).config.is_encoder_decoder else _DecoderStream
+    return kind(model, pad_id, cached)
+
+
+class _ModelStream(Stream):
+    """What both kinds of model share: the adapter in front and the head at the last position only."""
+
+    def __init__(self, model: nn.Module, pad_id: int, cached: bool):
+        self.model, self.plain, self.pad_id, self.cached = model, plain_model(model), pad_id, cached
+        self.device = next(model.parameters()).device
+        config = adapter_config(model)
+        learned = config is not None and config.is_prompt_learning
+        self.prefix = learned and str(config.peft_type.value) in ("PREFIX_TUNING", "CARTRIDGE")
+        self.prompt = learned and not self.prefix
+        if self.prompt and str(config.peft_type.value) == "MULTITASK_PROMPT_TUNING":
+            raise Refusal("a multitask prompt needs to know the task of each row: use peft's own generate")
+        self.virtual = config.num_virtual_tokens if learned else 0
+        self.cache: Any = None
+
+    def _call(self, model: nn.Module, **inputs: Any) -> tuple[Any, Tensor]:
+        """The model's output and its scores (B, V) at the last position."""
+        with _head_at_last(self.plain.get_output_embeddings()):
+            out = model(**inputs)
+        self.cache = getattr(out, "past_key_values", None) if self.cached else None
+        return out, out.logits[:, -1].float()
+
+
+@contextmanager
+def _head_at_last(head: nn.Module | None) -> Iterator[None]:
+    """While active, `head` sees the last position only: (B, T, D) becomes (B, 1, D)."""
+    if head is None:
+        yield
+        return
+    handle = head.register_forward_pre_hook(lambda _, args: (args[0][:, -1:], *args[1:]))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+class _DecoderStream(_ModelStream):
+    """Decoder-only models."""
+
+    def __init__(self, model: nn.Module, pad_id: int, cached: bool):
+        super().__init__(model, pad_id, cached)
+        self.positioned = "position_ids" in inspect.signature(self.plain.forward).parameters
+
+    def start(self, ids: Sequence[Sequence[int]]) -> Tensor:
+        if any(len(row) == 0 for row in ids):
+            raise Refusal("an empty prompt has nothing to continue: give at least a BOS token")
+        grid, mask = _grid(ids, self.pad_id, "left")
+        self.ids, self.mask = grid.to(self.device), mask.to(self.device)  # (B, T)
+        return self._read()
+
+    def _read(self) -> Tensor:
+        """The whole of every row at once."""
+        inputs: dict[str, Any] = {"input_ids": self.ids}
+        model, mask, first = self.model, self.mask, 0
+        if self.prompt:
+            inputs, mask = self._with_prompt()
+            model = self.plain
+        elif self.prefix:
+            inputs["past_key_values"] = self.model.get_prompt(len(self.ids))
+            mask = torch.cat([mask.new_ones(len(mask), self.virtual), mask], 1)  # (B, P + T)
+            model, first = self.plain, self.virtual
+        positions = positions_from_mask(self.mask if self.prefix else mask) + first
+        if self.positioned:
+            inputs["position_ids"] = positions
+        _, logits = self._call(model, **inputs, attention_mask=mask.long(), use_cache=self.cached)
+        self.stepper, self.next = model, positions[:, -1:] + 1
+        self.seen = mask.long()
+        return logits
+
+    def _with_prompt(self) -> tuple[dict[str, Any], Tensor]:
+        """Embeddings (B, P + T, D) in the order padding, virtual prompt, tokens."""
+        tokens = self.plain.get_input_embeddings()(self.ids)  # (B, T, D)
+        prompt = self.model.get_prompt(batch_size=len(self.ids)).to(tokens.dtype)  # (B, P, D)
+        both = torch.cat([prompt, tokens], 1)
+        column = torch.arange(both.shape[1], device=self.device)[None]
+        pads = (~self.mask).sum(1, keepdim=True)  # (B, 1)
+        source = torch.where(column < pads, column + self.virtual, column)
+        source = torch.where((column >= pads) & (column < pads + self.virtual), column - pads, source)
+        return {"inputs_embeds": both.gather(1, source[..., None].expand_as(both))}, column >= pads
+
+    def feed(self, token: Tensor) -> Tensor:
+        if self.cache is None:
+            self.ids = torch.cat([self.ids, token[:, None]], 1)
+            self.mask = torch.cat([self.mask, self.mask.new_ones(len(token), 1)], 1)
+            return self._read()
+        self.seen = torch.cat([self.seen, self.seen.new_ones(len(token), 1)], 1)
+        inputs: dict[str, Any] = {"input_ids": token[:, None], "attention_mask": self.seen}
+        if self.positioned:
+            inputs["position_ids"] = self.next
+        out = self.stepper(**inputs, past_key_values=self.cache, use_cache=True)
+        self.next = self.next + 1
+        return out.logits[:, -1].float()
+
+    def keep(self, rows: Tensor) -> None:
+        self.ids, self.mask = self.ids[rows], self.mask[rows]
+        self.seen, self.next = self.seen[rows], self.next[rows]
+        if self.cache is not None:
+            self.cache.reorder_cache(rows)
+
+
+class _EncoderDecoderStream(_ModelStream):
+    """Encoder-decoder models: the encoder reads the prompt once, the decoder starts from its start token."""
+
+    def start(self, ids: Sequence[Sequence[int]]) -> Tensor:
+        grid, mask = _grid(ids, self.pad_id)
+        grid, self.mask = grid.to(self.device), mask.long().to(self.device)
+        start = self.plain.config.decoder_start_token_id
+        self.ids = torch.full((len(ids), 1), start, dtype=torch.long, device=self.device)  # (B, U) what the decoder read
+        inputs: dict[str, Any] = {"input_ids": grid}
+        self.stepper = self.model if not self.virtual else self.plain
+        if self.prompt:
+            tokens = self.plain.get_input_embeddings()(grid)
+            prompt = self.model.get_prompt(batch_size=len(ids))[:, : self.virtual].to(tokens.dtype)
+            inputs = {"inputs_embeds": torch.cat([prompt, tokens], 1)}
+            self.mask = torch.cat([self.mask.new_ones(len(ids), self.virtual), self.mask], 1)
+        out, logits = self._decode(**inputs)
+        self.states = out.encoder_last_hidden_state
+        return logits
+
+    def _decode(self, **inputs: Any) -> tuple[Any, Tensor]:
+        if self.prefix:
+            inputs["past_key_values"] = self.model.get_prompt(len(self.ids))
+        return self._call(
+            self.stepper, **inputs, attention_mask=self.mask, decoder_input_ids=self.ids, use_cache=self.cached
+        )
+
+    def feed(self, token: Tensor) -> Tensor:
+        encoded = _encoded(self.states)
+        if self.cache is None:
+            self.ids = torch.cat([self.ids, token[:, None]], 1)
+            return self._decode(encoder_outputs=encoded)[1]
+        out = self.stepper(
+            encoder_outputs=encoded, attention_mask=self.mask, decoder_input_ids=token[:, None],
+            past_key_values=self.cache, use_cache=True,
+        )  # fmt: skip
+        return out.logits[:, -1].float()
+
+    def keep(self, rows: Tensor) -> None:
+        self.ids, self.mask, self.states = self.ids[rows], self.mask[rows], self.states[rows]
+        if self.cache is not None:
+            self.cache.reorder_cache(rows)
+
+
+def _encoded(states: Tensor) -> Any:
+    from transformers.modeling_outputs import BaseModelOutput
+
+    return BaseModelOutput(last_hidden_state=states)
+
+
+# --------------------------------------------------------------------------------------------------------- loop
+
+
+@dataclass(slots=True)
+class Row:
+    """One row on its way: `index` in the caller's list, what it has said, and its own random numbers."""
+
+    index: int
+    seed: tuple[int, ...]
+    ids: list[int] = field(default_factory=list)
+    logp: float = 0.0
+    stopped: bool = False
+    _random: np.random.Generator | None = None
+
+    def uniform(self) -> float:
+        """The next number in [0, 1) of this row: it depends on seed, prompt and step, not on the other rows."""
+        if self._random is None:
+            self._random = np.random.default_rng(self.seed)
+        return self._random.random()
+
+
+Rule = Callable[[Tensor, Sequence[Row]], Tensor]
+"""Scores (B, V) and rows to chosen tokens (B,)."""
+Shape = Callable[[Tensor, Sequence[Row]], Tensor]
+"""Scores (B, V) and rows to other scores (B, V): constraints, penalties."""
+
+
+def rows_of(ids: Sequence[Sequence[int]], seed: int) -> list[Row]:
+    """Rows whose random numbers are given by seed, prompt, and how many equal prompts came before."""
+    copies: dict[tuple[int, ...], int] = {}
+    rows = []
+    for index, prompt in enumerate(ids):
+        copy = copies[tuple(prompt)] = copies.get(tuple(prompt), -1) + 1
+        digest = hashlib.blake2b(np.asarray(prompt, dtype=np.int64).tobytes(), digest_size=8).digest()
+        rows.append(Row(index, (seed, int.from_bytes(digest, "little"), copy)))
+    return rows
+
+
+def decode(
+    source: Stream, ids: Sequence[Sequence[int]], limits: Limits, rule: Rule, shape: Shape | None = None
+) -> list[Generation]:
+    """Run the loop. `logp` of a generation is under the stream's own distribution, before `shape` and `rule`."""
+    rows = rows_of(ids, limits.seed)
+    everyone = list(rows)
+    scores = source.start(ids) if limits.max_new_tokens > 0 and rows else None
+    while scores is not None:
+        token = rule(scores if shape is None else shape(scores, rows), rows)  # (B,)
+        logp = scores.gather(1, token[:, None])[:, 0] - scores.logsumexp(1)
+        alive = []
+        for b, (row, t, p) in enumerate(zip(rows, token.tolist(), logp.tolist(), strict=True)):
+            row.logp += p
+            if advance(row, t, limits) and len(row.ids) < limits.max_new_tokens:
+                alive.append(b)
+        if not alive:
+            break
+        if len(alive) < len(rows):
+            select = torch.tensor(alive, device=token.device)
+            source.keep(select)
+            token, rows = token[select], [rows[b] for b in alive]
+        scores = source.feed(token)
+    return [Generation(row.ids, row.stopped, row.logp) for row in everyone]
+
+
+def advance(row: Row, token: int, limits: Limits) -> bool:
+    """Append `token` unless it is a stop token; whether the row goes on."""
+    if token in limits.stop_ids:
+        row.stopped = True
+        return False
+    row.ids.append(token)
+    row.stopped = text_ended(row.ids, limits)
+    return not row.stopped
+
+
+def text_ended(ids: list[int], limits: Limits) -> bool:
+    """Whether the text of a row says that it is over (a stop string)."""
+    return isinstance(limits, TextLimits) and limits.finished is not None and limits.finished(ids)
+
+
+class StepDecoder(Decoder):
+    """A decoder of one model, one token at a time: a method gives `rule`."""
+
+    def rule(self, scores: Tensor, rows: Sequence[Row]) -> Tensor:
+        """Scores (B, V) to chosen tokens (B,)."""
+        raise NotImplementedError
+
+    def generate(self, model: nn.Module, ids: Sequence[Sequence[int]], limits: Limits) -> list[Generation]:
+        with at_rest(model):
+            return decode(stream(model, limits.pad_id), ids, limits, self.rule)

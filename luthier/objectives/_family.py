@@ -1,0 +1,123 @@
+"""The three shapes of objectives, so that a method file holds its loss and nothing else.
+
+TokenObjective  loss of per-token log-probabilities                    (supervised fine-tuning and relatives)
+PairObjective   loss of summed log-probabilities of chosen and rejected (preference tuning)
+HeadObjective   loss of a task head's outputs                          (classification, regression)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from luthier.core.batch import Batch
+from luthier.core.logprobs import Scorer
+from luthier.core.method import Loss, LuthierError, Objective
+
+
+@dataclass(frozen=True)
+class TokenLogp:
+    """What a token objective sees.
+
+    logp     (N,) log-probability of each scored token
+    owner    (N,) answer it belongs to
+    weights  (N,) weight of each token
+    """
+
+    logp: Tensor
+    owner: Tensor
+    weights: Tensor
+
+
+@dataclass(frozen=True)
+class TokenObjective(Objective):
+    """Weight: the sum of token weights."""
+
+    def loss(self, tokens: TokenLogp) -> Tensor:
+        """Loss (N,) of each token, before weighting."""
+        raise NotImplementedError
+
+    def weight(self, batch: Batch) -> float:
+        assert batch.target is not None
+        return float(len(batch.target)) if batch.weights is None else float(batch.weights.sum())
+
+    def compute(self, scorer: Scorer, batch: Batch) -> Loss:
+        assert batch.owner is not None
+        logp = scorer.token_logp(batch)
+        weights = torch.ones_like(logp) if batch.weights is None else batch.weights.to(logp)
+        losses = self.loss(TokenLogp(logp, batch.owner, weights))
+        return Loss((losses * weights).sum(), self.weight(batch))
+
+
+@dataclass(frozen=True)
+class PairLogp:
+    """Summed log-probabilities (P,) of P pairs under the policy and, where asked for, the reference."""
+
+    chosen: Tensor
+    rejected: Tensor
+    ref_chosen: Tensor
+    ref_rejected: Tensor
+    chosen_tokens: Tensor
+    rejected_tokens: Tensor
+
+
+@dataclass(frozen=True)
+class PairObjective(Objective):
+    """Weight: the number of pairs. Answers of a batch alternate: chosen, rejected, chosen, rejected."""
+
+    rows = ("preference",)
+    reference = True
+    beta: float = 0.1
+
+    def loss(self, pair: PairLogp) -> Tensor:
+        """Loss (P,) of each pair."""
+        raise NotImplementedError
+
+    def weight(self, batch: Batch) -> float:
+        return float(batch.answers // 2)
+
+    def compute(self, scorer: Scorer, batch: Batch) -> Loss:
+        assert batch.owner is not None
+        logp = scorer.answer_logp(batch)  # (2P,)
+        if self.reference and batch.reference is None:
+            raise LuthierError(f"objective '{self.name}' needs reference log-probabilities, and none were computed")
+        ref = batch.reference.to(logp) if batch.reference is not None else torch.zeros_like(logp)
+        tokens = torch.bincount(batch.owner, minlength=batch.answers).to(logp)
+        pair = PairLogp(logp[0::2], logp[1::2], ref[0::2], ref[1::2], tokens[0::2], tokens[1::2])
+        losses = self.loss(pair)
+        P = self.weight(batch)
+        gain_w, gain_l = (pair.chosen - pair.ref_chosen).detach(), (pair.rejected - pair.ref_rejected).detach()
+        figures = {
+            "rewards/chosen": (self.beta * gain_w.sum(), P),
+            "rewards/rejected": (self.beta * gain_l.sum(), P),
+            "rewards/margins": (self.beta * (gain_w - gain_l).sum(), P),
+            "rewards/accuracies": ((gain_w > gain_l).to(logp).sum(), P),
+            "logps/chosen": (pair.chosen.detach().sum(), P),
+            "logps/rejected": (pair.rejected.detach().sum(), P),
+        }
+        return Loss(losses.sum(), P, figures)
+
+
+@dataclass(frozen=True)
+class HeadObjective(Objective):
+    """Weight: the number of rows."""
+
+    rows = ("labelled",)
+    task = "classification"
+
+    def loss(self, outputs: Tensor, label: Tensor) -> Tensor:
+        """Loss (B,) from head outputs (B, C) and labels."""
+        raise NotImplementedError
+
+    def weight(self, batch: Batch) -> float:
+        return float(len(batch.rows))
+
+    def compute(self, scorer: Scorer, batch: Batch) -> Loss:
+        assert batch.label is not None
+        outputs = scorer.class_logits(batch).float()
+        return Loss(self.loss(outputs, batch.label).sum(), self.weight(batch), self.figures(outputs.detach(), batch.label))
+
+    def figures(self, outputs: Tensor, label: Tensor) -> dict[str, tuple[Tensor, float]]:
+        return {}

@@ -1,0 +1,67 @@
+"""Entity tracking: what is in which box (card 58).
+
+    static   `coin in box C, rope in box A, hat in box F, key in box D. Box A has the` -> ` rope`, four boxes
+    wide     the same with six boxes, never in pretraining
+    moves    one object moves first: `rope moves to box K.`, never in pretraining
+
+32 objects, 26 labels; a test key is a pair of queried object and label, and documents never ask for such a pair.
+"""
+
+import random
+import string
+
+from luthier.sandbox.lexicon import OBJECTS
+from luthier.sandbox.world import Item, Row, Task, World, is_test
+
+LABELS = string.ascii_uppercase
+
+
+class Entities(World):
+    name = "entities"
+    title = "Which object is in which box"
+    share = 0.06
+    catalogue = {
+        "static": Task("four boxes, one is asked for"),
+        "wide": Task("six boxes, one is asked for", pretrained=()),
+        "moves": Task("four boxes, one object moves to a new box, that box is asked for", pretrained=()),
+    }
+
+    def draw(self, task: str, part: str, rng: random.Random) -> Item:
+        boxes = 6 if task == "wide" else 4
+        labels = rng.sample(LABELS, boxes + 1)
+        objects = rng.sample(OBJECTS, boxes)
+        return (tuple(objects), tuple(labels), rng.randrange(boxes))
+
+    def split_key(self, task: str, item: Item) -> Item:
+        objects, labels, asked = item
+        return (objects[asked], labels[-1] if task == "moves" else labels[asked])
+
+    def row(self, task: str, part: str, item: Item, rng: random.Random) -> Row:
+        objects, labels, asked = item
+        label, move = labels[asked], ""
+        if task == "moves":
+            label, move = labels[-1], f" {objects[asked]} moves to box {labels[-1]}."
+        prompt = f"{describe(objects, labels)}{move} Box {label} has the"
+        return {"prompt": prompt, "completion": f" {objects[asked]}", "answer": objects[asked], "asked": asked}
+
+    def score(self, row: Row, completion: str) -> float:
+        """The first word is the object."""
+        return float(completion.strip().split(" ")[0].rstrip(".\n") == row["answer"] if completion.strip() else False)
+
+    def document(self, rng: random.Random) -> str:
+        text = ""
+        for _ in range(2):
+            objects, labels, asked = self.draw_train("static", "known", rng)
+            order = [asked] + [i for i in range(4) if i != asked and not _held(self, objects, labels, i)]
+            answers = "".join(f" Box {labels[i]} has the {objects[i]}." for i in order)
+            text += describe(objects, labels) + answers + "\n"
+        return text
+
+
+def _held(world: Entities, objects: tuple[str, ...], labels: tuple[str, ...], asked: int) -> bool:
+    return is_test(world.split_key("static", (objects, labels, asked)))
+
+
+def describe(objects: tuple[str, ...], labels: tuple[str, ...]) -> str:
+    """Where everything is; a spare label at the end of `labels` is not mentioned."""
+    return ", ".join(f"{o} in box {b}" for o, b in zip(objects, labels, strict=False)) + "."
