@@ -309,22 +309,24 @@ def listing(axis: str | None = None) -> list[dict[str, Any]]:
 
 
 def cards() -> list[dict[str, Any]]:
-    """What `luthier list --cards --json` prints: every card, its parts and the lowest status among them."""
+    """What `luthier list --cards --json` prints: every card, its parts and the lowest status among them.
+
+    A card whose system also needs parts that no file has yet is a draft, whatever the parts that exist are.
+    """
     titles = json.loads((PACKAGE / "cards.json").read_text())
     rows = {(r["axis"], r["name"]): r for r in listing()}
     out = []
     for number, told in sorted(titles.items(), key=lambda kv: int(kv[0])):
         parts = [r for r in rows.values() if int(number) in r["cards"]]
-        needed = told.get("needs", [])
-        present = {f"{r['axis']}/{r['name']}" for r in parts}
-        states = [r["status"] for r in parts] + ["none" for n in needed if n not in present]
-        lowest = min(states, key=STATUSES.index) if states else "none"
+        missing = sorted(n for n in told.get("needs", []) if tuple(n.split("/")) not in rows)
+        states = [r["status"] for r in parts] + (["draft"] if missing else [])
+        lowest = min(states, key=STATUSES.index) if parts else "none"
         out.append(
             {
                 "card": int(number),
                 "title": told["title"],
-                "parts": sorted(present),
-                "missing": sorted(set(needed) - present),
+                "parts": sorted(f"{r['axis']}/{r['name']}" for r in parts),
+                "missing": missing,
                 "status": lowest,
             }
         )

@@ -319,6 +319,17 @@ class Loop:
     def device(self) -> torch.device:
         return self.accelerator.device
 
+    def whole_model(self) -> nn.Module:
+        """The tuned model without wrappers. Sharded parameters are gathered on the main process."""
+        if not self.sharded:
+            return self.plain
+        state = self.accelerator.get_state_dict(self.wrapped)
+        if not self.accelerator.is_main_process:
+            return self.plain
+        whole = self.fresh()
+        whole.load_state_dict(state)
+        return whole.eval()
+
     def _measure(self) -> dict[str, Any]:
         """Cost of one micro-batch of the first step, before anything moves."""
         rows = self._chunks(0)[0]
@@ -735,10 +746,11 @@ class _Window:
 # ------------------------------------------------------------------------------------------------- helpers
 
 
-def make_accelerator(settings: TrainSettings) -> Accelerator:
+def make_accelerator(settings: TrainSettings, folder: Path | None = None) -> Accelerator:
     """accelerate's engine with the precision asked for. Launchers set everything else through the environment."""
     precision = "bf16" if settings.bf16 else "fp16" if settings.fp16 else None
-    return Accelerator(mixed_precision=precision)
+    trackers = None if settings.report_to in ("none", [], None) else settings.report_to
+    return Accelerator(mixed_precision=precision, log_with=trackers, project_dir=folder if trackers else None)
 
 
 def task_head_names(model: nn.Module) -> set[str]:

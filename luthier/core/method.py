@@ -147,6 +147,10 @@ class Objective(Method):
     task: ClassVar[str] = "causal_lm"
     reference: ClassVar[bool] = False
 
+    def for_tokenizer(self, tokenizer: Any) -> Self:
+        """The same objective with what it needs of the tokenizer (a mask id, say) filled in."""
+        return self
+
     def weight(self, batch: Batch) -> float:
         """The `Loss.weight` that `compute` will return, known without running the model."""
         raise NotImplementedError

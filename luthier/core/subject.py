@@ -6,14 +6,14 @@
     next_token_logp     log-probabilities of what follows a text, (n, V)
     class_probabilities probabilities of a task head, (n, C)
 
-Every answer is deterministic, needs no gradient, and is the same (up to float rounding) whatever the batch size: items are
-sorted by length into batches of at most `tokens_per_batch`, and handed back in their own order. The head of a language
-model runs at the positions asked about only.
+Every answer is deterministic, needs no gradient, and is the same (up to float rounding) whatever the batch size:
+items are sorted by length into batches of at most `tokens_per_batch`, and handed back in their own order. The head of
+a language model runs at the positions asked about only.
 
-How text becomes tokens. A list of messages goes through the tokenizer's chat template, ready for the next turn. A plain
-string is used as it is: no template, only what the tokenizer itself adds (a BOS, say). A prompt and its completion are
-encoded as one string and split where the prompt ends; blanks at the end of a prompt move to the completion. A text's
-first token is conditioned on the BOS token, or on the end-of-text token where there is no BOS.
+How text becomes tokens. A list of messages goes through the tokenizer's chat template, ready for the next turn. A
+plain string is used as it is: no template, only what the tokenizer itself adds (a BOS, say). A prompt and its
+completion are encoded as one string and split where the prompt ends; blanks at the end of a prompt move to the
+completion. A text's first token is conditioned on the BOS token, or on the end-of-text token where there is no BOS.
 
 B rows, T tokens, N asked positions, V vocabulary, C classes, n items.
 """
@@ -39,7 +39,7 @@ Prompt = str | list[dict[str, Any]]
 
 
 LOGITS_PER_TOKEN = 16384
-"""A batch of `tokens_per_batch` tokens holds at most this many logits per token, so that a large vocabulary makes it smaller."""
+"""A batch holds at most this many logits per token of its size: a large vocabulary makes it smaller."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class TextLimits(Limits):
 
 @dataclass(slots=True)
 class _Ask:
-    """One sequence: the model reads `ids` (the encoder does, if there is a `decoder`) and is asked at positions `at`."""
+    """One sequence: the model (its encoder, if there is a `decoder`) reads `ids` and is asked at positions `at`."""
 
     ids: list[int]
     at: list[int]
@@ -308,7 +308,7 @@ class Subject:
                 yield i, logp
 
     def class_probabilities(self, texts: Sequence[str | tuple[str, str]]) -> np.ndarray:
-        """Probabilities (n, C) of a task head; independent ones for a head with several labels, numbers for a regression."""
+        """Probabilities (n, C) of a task head; independent ones where several labels may hold, numbers for a regression."""
         if self.task != "classification":
             raise Refusal(f"class probabilities need a classification head, this subject is a {self.task}")
         pairs = [(t, None) if isinstance(t, str) else tuple(t) for t in texts]

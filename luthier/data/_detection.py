@@ -95,7 +95,8 @@ def _refusal(name: str) -> str:
 
 
 def _help() -> str:
-    types = "; ".join(f"{n} needs {' | '.join(' + '.join(sorted(w)) for w in _ways(c.columns))}" for n, c in row_types().items())
+    ways = {n: " | ".join(" + ".join(sorted(w)) for w in _ways(c.columns)) for n, c in row_types().items()}
+    types = "; ".join(f"{n} needs {way}" for n, way in ways.items())
     return f"{types}. Say it: {_SAY}, or make columns with `template`"
 
 

@@ -95,7 +95,8 @@ class RowType(DataSource):
         short = cut(tokens, self.max_length, self.truncation_mode, tokenizer.bos_token_id)
         if not any(short.counts):
             other = "; truncation_mode: keep_end keeps the answer" if self.truncation_mode == "keep_start" else ""
-            raise RowError(f"the answer lies beyond max_length {self.max_length} ({len(tokens.ids)} tokens): raise it{other}")
+            n = len(tokens.ids)
+            raise RowError(f"the answer lies beyond max_length {self.max_length} of {n} tokens: raise it{other}")
         return short
 
     def fits(self, n: int) -> bool:
@@ -196,7 +197,7 @@ class GroupRows(Conversational):
     example_kind: ClassVar[type] = GroupExample
 
     def group(self, row: Row) -> tuple[Any, list[Any], list[float]]:
-        """(prompt, answers, scores); prompt and answers as text or messages. An empty prompt is found in the answers."""
+        """(prompt, answers, scores), as text or messages. No prompt: it is what the answers begin with."""
         raise NotImplementedError
 
     def texts(self, row: Row, tokenizer: Any) -> list[Rendered]:
@@ -211,7 +212,9 @@ class GroupRows(Conversational):
         replies = [as_messages(a, f"answer {k + 1}", "assistant") for k, a in enumerate(answers)]
         return self._rendered(asked, replies, tidy_tools(row.get("tools")), tokenizer)
 
-    def _rendered(self, asked: list[Message], replies: list[list[Message]], tools: Any, tokenizer: Any) -> list[Rendered]:
+    def _rendered(
+        self, asked: list[Message], replies: Sequence[list[Message]], tools: Any, tokenizer: Any
+    ) -> list[Any]:
         template, asked = self.conversation(tokenizer), self.opened(asked)
         for reply in replies:
             if len(reply) != 1 or reply[0]["role"] != "assistant":
@@ -255,7 +258,9 @@ class GroupRows(Conversational):
             head = prompt[:1] if prompt[0] == bos and room > 1 else []
             prompt = head + prompt[len(prompt) - (room - len(head)) :]
         if len(prompt) >= limit:
-            raise RowError(f"the prompt alone fills max_length {limit}: raise it; truncation_mode: keep_end keeps the answers")
+            raise RowError(
+                f"the prompt fills max_length {limit}: raise it; truncation_mode: keep_end keeps the answers"
+            )
         short = [a[: limit - len(prompt)] for a in answers]
         return prompt, short, {"cut", "answer cut"} if short != answers else {"cut"}
 

@@ -74,14 +74,14 @@ def _alpaca(row: Row) -> Row:
     names = ("instruction", "input", "output", "system", "history", "chosen", "rejected", "kto_tag")
     rest, used = _part(row, names)
     user = "\n".join(t for t in (_text(used, "instruction"), _text(used, "input", needed=False)) if t)
-    turns = _opening(used) + [{"role": "user", "content": user}]
+    turns = [*_opening(used), {"role": "user", "content": user}]
     return rest | _answered(used, turns, "output")
 
 
 def _query_response(row: Row) -> Row:
     names = ("query", "response", "system", "history", "rejected_response", "kto_tag")
     rest, used = _part(row, names)
-    turns = _opening(used) + [{"role": "user", "content": _text(used, "query")}]
+    turns = [*_opening(used), {"role": "user", "content": _text(used, "query")}]
     if used.get("rejected_response") is not None:
         used |= {"chosen": used["response"], "rejected": used["rejected_response"]}
     return rest | _answered(used, turns, "response")

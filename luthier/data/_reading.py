@@ -165,7 +165,9 @@ def _concatenate(tables: Sequence[RowTable]) -> RowTable:
         joined.notes += t.notes
         for column, names in t.names.items():
             if joined.names.setdefault(column, names) != names:
-                raise LuthierError(f"{t.sources[0]}: column '{column}' has other class names than the sources before it")
+                raise LuthierError(
+                    f"{t.sources[0]}: column '{column}' has other class names than in the sources before"
+                )
     if all(t.defined for t in tables):
         joined.defined = tuple(dict.fromkeys(c for t in tables for c in t.defined))
     return joined
@@ -220,7 +222,7 @@ def expand(text: str) -> str:
     def value(match: re.Match[str]) -> str:
         name = match.group(1)
         if name not in os.environ:
-            raise LuthierError(f"data: '{text}' needs the environment variable {name}, which is not set: export {name}=...")
+            raise LuthierError(f"data: '{text}' needs the environment variable {name}, which is not set")
         return os.environ[name]
 
     return os.path.expanduser(re.sub(r"\$\{(\w+)\}", value, text))
@@ -448,7 +450,7 @@ def _member(path: str, value: dict[str, Any], split: str | None) -> Any:
 
 def _table_lines(path: str, suffix: str, headerless: bool) -> Iterator[tuple[str, Row | _Bad]]:
     """csv with quotes; tsv without: a tab-separated file has no quoting, and film reviews are full of stray quotes."""
-    quoting = csv.QUOTE_NONE if suffix == ".tsv" else csv.QUOTE_MINIMAL
+    quoting: Any = csv.QUOTE_NONE if suffix == ".tsv" else csv.QUOTE_MINIMAL
     csv.field_size_limit(2**31 - 1)
     opener = gzip.open if path.endswith(".gz") else open
     with opener(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
@@ -535,7 +537,8 @@ def _folder(place: str, split: str | None, headerless: bool) -> _Raw:
     if split is None and len(stems) == 1:
         split = stems[0]
     if split is None:
-        found = f"it holds {', '.join(stems)}; choose one with '{place}:{stems[0]}'" if stems else "it holds no data file"
+        choice = f"choose one of {', '.join(stems)} with '{place}:{stems[0]}'"
+        found = choice if stems else "it holds no data file"
         raise LuthierError(f"{place}: not a folder of `datasets.save_to_disk`; {found}")
     chosen = [p for p in files if re.split(r"[.\-]", p.name)[0] == split]
     if not chosen:

@@ -74,7 +74,7 @@ class ChatTemplate:
 
     def __init__(self, source: str, tokenizer: Any) -> None:
         self.source = source
-        self.tokens = {k: v for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)}
+        self.tokens: dict[str, Any] = {k: v for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)}
         self.bos = self.tokens.get("bos_token", "")
         self.marked = re.search(r"\{%-?\s*generation\s*-?%\}", source) is not None
         added = [t.content for t in tokenizer.added_tokens_decoder.values() if t.content.strip()]
@@ -95,7 +95,7 @@ class ChatTemplate:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
-            texts, spans = render_jinja_template(
+            rendered: Any = render_jinja_template(
                 [list(messages)], tools=tools, chat_template=self.source, return_assistant_tokens_mask=self.marked,
                 add_generation_prompt=prompt, **self.tokens,
             )  # fmt: skip
@@ -103,6 +103,7 @@ class ChatTemplate:
             raise LuthierError(f"chat template, line {error.lineno}: {error.message}") from None
         except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
             raise RowError(f"the chat template refuses the messages: {error}") from None
+        texts, spans = rendered
         return texts[0], list(spans[0]) if spans else []
 
     def render(self, messages: Sequence[Message], tools: Any = None, prompt: bool = False) -> str:
@@ -252,7 +253,7 @@ def _tidy_one(message: Any, where: str) -> tuple[Message, bool | None]:
     if role == "function":
         clean["role"] = role = "tool"
     if role not in ROLES:
-        raise RowError(f"{where} has no role" if role is None else f"{where} has the role '{role}'; known: {', '.join(ROLES)}")
+        raise RowError(f"{where} has {'no role' if role is None else f'the role {role!r}'}; known: {', '.join(ROLES)}")
     if "function_call" in clean:  # OpenAI's form before tool_calls
         clean["tool_calls"] = [{"type": "function", "function": clean.pop("function_call")}]
     if "tool_calls" in clean:

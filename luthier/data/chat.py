@@ -8,7 +8,7 @@
     completion_only_loss  prompt and completion: the prompt is not trained
     assistant_only_loss   messages: only turns of `roles_to_train` are trained
     train_on_inputs       everything is trained but the begin token; overrides the two above
-    train_on_eos          end-of-turn tokens that are trained: of trained turns, of all turns, the last trained one, none
+    train_on_eos          end tokens that are trained: of trained turns, of all turns, of the last trained turn, none
 
 Texts go through the chat template as a user's and an assistant's message where the tokenizer has one; without one, or
 with apply_chat_template: false, prompt and completion are joined as they are and the end token is added.

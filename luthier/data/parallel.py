@@ -1,11 +1,11 @@
 """Parallel: a source text and a target text, for encoder-decoder models.
 
-    in      source, target; or translation: {en: ..., de: ...} with source_lang and target_lang
-    out     SourceTargetExample: source tokens for the encoder, target tokens for the decoder
-    trained every target token, the end token included; never the source
+in      source, target; or translation: {en: ..., de: ...} with source_lang and target_lang
+out     SourceTargetExample: source tokens for the encoder, target tokens for the decoder
+trained every target token, the end token included; never the source
 
-    source_prefix      text before every source, such as "translate English to German: "
-    max_target_length  tokens of a target; None: max_length
+source_prefix      text before every source, such as "translate English to German: "
+max_target_length  tokens of a target; None: max_length
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ class Parallel(RowType):
             "data: {source_lang: ..., target_lang: ...}"
         )
 
-    def encode_rows(self, rows: Sequence[dict[str, Any]], indices: Sequence[int], tokenizer: Any) -> list[Encoded | RowError]:
+    def encode_rows(
+        self, rows: Sequence[dict[str, Any]], indices: Sequence[int], tokenizer: Any
+    ) -> list[Encoded | RowError]:
         results: list[Any] = [self._texts(row) for row in rows]
         good = [i for i, r in enumerate(results) if not isinstance(r, RowError)]
         if not good:

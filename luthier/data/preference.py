@@ -28,9 +28,8 @@ class Preference(GroupRows):
         if chosen == rejected:
             raise RowError("'chosen' and 'rejected' are the same")
         prompt = row.get("prompt")
-        if isinstance(chosen, list) and len(chosen) > 1 and not (isinstance(prompt, list) and chosen[: len(prompt)] != prompt):
+        if isinstance(chosen, list) and chosen[:1] and chosen[0].get("role") != "assistant":
             prompt = None  # whole conversations: the prompt is in them
-        scores = [row.get("score_chosen"), row.get("score_rejected")]
-        if any(s is None for s in scores):
-            scores = [1.0, 0.0]
-        return prompt, [chosen, rejected], [float(s) for s in scores]
+        better, worse = row.get("score_chosen"), row.get("score_rejected")
+        scores = [1.0, 0.0] if better is None or worse is None else [float(better), float(worse)]
+        return prompt, [chosen, rejected], scores

@@ -1,8 +1,8 @@
 """Segments: a text in pieces, each said to be trained or not.
 
-    in      segments: [{text, label: true|false}]; nothing is added, not even special tokens: write them in the texts
-    out     TextExample: the pieces joined, tokenised as one text
-    trained the pieces with label true; a token over the border of two pieces is trained if either is
+in      segments: [{text, label: true|false}]; nothing is added, not even special tokens: write them in the texts
+out     TextExample: the pieces joined, tokenised as one text
+trained the pieces with label true; a token over the border of two pieces is trained if either is
 """
 
 from __future__ import annotations

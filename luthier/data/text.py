@@ -1,8 +1,8 @@
 """Text: plain documents for language modelling.
 
-    in      text
-    out     TextExample: one document, with the begin token where the tokenizer adds one and an end token
-    trained every token but the begin token; the end token as well (append_eos)
+in      text
+out     TextExample: one document, with the begin token where the tokenizer adds one and an end token
+trained every token but the begin token; the end token as well (append_eos)
 """
 
 from __future__ import annotations

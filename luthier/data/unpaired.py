@@ -1,8 +1,8 @@
 """Unpaired: one prompt with one answer that was judged good or bad.
 
-    in      prompt, completion (texts or messages), label: true (good) or false (bad); optional tools
-    out     GroupExample of one answer, with score 1 or 0
-    trained all tokens of the answer, its end token included; never the prompt
+in      prompt, completion (texts or messages), label: true (good) or false (bad); optional tools
+out     GroupExample of one answer, with score 1 or 0
+trained all tokens of the answer, its end token included; never the prompt
 """
 
 from __future__ import annotations

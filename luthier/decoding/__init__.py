@@ -1,1 +1,1 @@
-"""How tokens are chosen: one decoder per file, one cached step loop in `_family.py`. Nothing is imported until it is used."""
+"""How tokens are chosen: one decoder per file, one cached step loop in `_family.py`. Nothing is imported before use."""

@@ -7,8 +7,8 @@ models nor distributions:
     z = stream.start(prompts)                       z (B, V)
     repeat   y = rule(shape(z));  finished rows leave;  z = stream.feed(y)
 
-Prompts are padded on the left and positions come from the mask, so a row in a batch is the row alone. A virtual prompt
-of an adapter stands between the padding and the row's tokens. Rows that finish are taken out of the cache.
+Prompts are padded on the left and positions come from the mask, so a row in a batch is the row alone. A virtual
+prompt of an adapter stands between the padding and the row's tokens. Rows that finish are taken out of the cache.
 Several models at one step are a stream of streams (each with its own prompts), constraints are a `shape`.
 
 B rows that still run, T prompt tokens, P virtual prompt tokens, V vocabulary.
@@ -164,7 +164,9 @@ class _EncoderDecoderStream(_ModelStream):
         grid, mask = _grid(ids, self.pad_id)
         grid, self.mask = grid.to(self.device), mask.long().to(self.device)
         start = self.plain.config.decoder_start_token_id
-        self.ids = torch.full((len(ids), 1), start, dtype=torch.long, device=self.device)  # (B, U) what the decoder read
+        self.ids = torch.full(
+            (len(ids), 1), start, dtype=torch.long, device=self.device
+        )  # (B, U) what the decoder read
         inputs: dict[str, Any] = {"input_ids": grid}
         self.stepper = self.model if not self.virtual else self.plain
         if self.prompt:

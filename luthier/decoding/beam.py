@@ -37,6 +37,7 @@ class _Hunt:
 
 @dataclass(frozen=True)
 class Beam(Decoder):
+    paper: ClassVar[str] = "Freitag and Al-Onaizan, 2017, arXiv:1702.01806"
     exact: ClassVar[bool] = False
     num_beams: int = 4
     length_penalty: float = 1.0
@@ -97,7 +98,12 @@ class Beam(Decoder):
             alive.append(b)
         device = value.device
         as_rows = torch.tensor(parents, dtype=torch.long, device=device)
-        return torch.tensor(scores, device=device), as_rows, torch.tensor(tokens, dtype=torch.long, device=device), alive
+        return (
+            torch.tensor(scores, device=device),
+            as_rows,
+            torch.tensor(tokens, dtype=torch.long, device=device),
+            alive,
+        )
 
     def _finished(self, said: list[int], token: int, value: float, limits: Limits) -> Generation | None:
         """The answer that ends with `token`, or None if it goes on."""

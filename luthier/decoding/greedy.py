@@ -21,6 +21,7 @@ from luthier.decoding._family import Row, StepDecoder
 
 @dataclass(frozen=True)
 class Greedy(StepDecoder):
+    paper: ClassVar[str] = ""
     cards: ClassVar[tuple[int, ...]] = (16,)
 
     def rule(self, scores: Tensor, rows: Sequence[Row]) -> Tensor:

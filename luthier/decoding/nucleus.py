@@ -6,7 +6,8 @@
     temperature  0 is greedy, 1 the model's own distribution
     top_p        1 keeps every token
     top_k        0 keeps every token
-Random state: one number per row and step from (seed, prompt, copy of that prompt): a row alone draws what it draws in a
+Random state: one number per row and step from (seed, prompt, copy of that prompt): a row alone draws what it draws in
+a
             batch, and n copies of a prompt are n different samples.
 Cost:       a sort of V per step and row where top_p < 1.
 Paper:      Holtzman et al., 2020, The Curious Case of Neural Text Degeneration, arXiv:1904.09751, section 3.1.

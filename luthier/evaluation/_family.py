@@ -1,7 +1,8 @@
 """What scorers share: items from rows, answers of a subject, metrics as functions of weighted items, text normalising.
 
-A scorer asks a subject about items and returns `Answers`: one number per item and statistic. A metric is computed from
-these statistics and weights by `aggregate`, so that it can be resampled; base and tuned are compared item by item.
+A scorer asks a subject about items and returns `Answers`: one number per item and statistic. A metric is computed
+from these statistics and weights by `aggregate`, so that it can be resampled; base and tuned are compared item by
+item.
 
 n items, R resamples (rows of weights).
 """
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from luthier.core.method import Evaluator, LuthierError
-from luthier.core.subject import Prompt, Subject
+from luthier.core.subject import Prompt, Subject, plain_model
 
 Stats = dict[str, NDArray]
 Aggregate = Callable[[Stats, NDArray], NDArray]
@@ -49,9 +50,13 @@ _CHOICES = ("choices", "options", "endings")
 _LABELS = ("label", "gold", "answer_index", "answerKey")
 
 
-def items_of(rows: Sequence[dict[str, Any]], template: str | None = None, columns: dict[str, str] | None = None) -> list[Item]:
+def items_of(
+    rows: Sequence[dict[str, Any]], template: str | None = None, columns: dict[str, str] | None = None
+) -> list[Item]:
     """Rows to items. `template` makes the prompt from a row's columns: "Q: {question}\\nA:"; `columns` renames them."""
-    found = [_item({**row, **{k: row[v] for k, v in (columns or {}).items()}}, i, template) for i, row in enumerate(rows)]
+    found = [
+        _item({**row, **{k: row[v] for k, v in (columns or {}).items()}}, i, template) for i, row in enumerate(rows)
+    ]
     if len({item.id for item in found}) < len(found):
         for i, item in enumerate(found):
             item.id = f"{item.id}#{i}"
@@ -68,7 +73,13 @@ def _item(row: dict[str, Any], index: int, template: str | None) -> Item:
             prompt = f"{row['instruction']}\n{row['input']}"
     if reference is None:
         reference = _first(row, _REFERENCES)
-    accepted = tuple(map(str, reference)) if isinstance(reference, list | tuple) else () if reference is None else (str(reference),)
+    accepted = (
+        tuple(map(str, reference))
+        if isinstance(reference, list | tuple)
+        else ()
+        if reference is None
+        else (str(reference),)
+    )
     text, second = _first(row, _TEXTS), row.get("text_pair")
     choices = _first(row, _CHOICES)
     if isinstance(choices, dict):  # {"text": [...], "label": [...]}
@@ -177,7 +188,7 @@ class Scorer(Evaluator):
         return lambda stats, weights: weighted_mean(stats[metric], weights)
 
     def verdict(self, metric: str, low: float, high: float) -> str | None:
-        """A verdict by the interval of the difference, for metrics on which no test is meaningful. None: use the test."""
+        """A verdict by the difference's interval, for metrics on which no test is meaningful. None: use the test."""
         return None
 
     def details(self, answers: Answers) -> dict[str, Any] | None:
@@ -240,11 +251,13 @@ _UNITS = {"zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six"
 _TENS = {"twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90}
 _SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
 _ARTICLES = {"a", "an", "the"}
-_MEASURES = set(
-    "kg kilogram kilograms g gram grams lb lbs pound pounds ounce ounces oz ton tons tonnes cm mm km m meter meters metre "
-    "metres kilometer kilometers mile miles foot feet ft inch inches yard yards second seconds minute minutes hour hours "
-    "day days week weeks month months year years old dollar dollars usd euro euros eur cent cents percent degrees degree "
-    "celsius fahrenheit liter liters litre litres ml mph kmh".split()
+_MEASURES = frozenset(
+    """
+    kg kilogram kilograms g gram grams lb lbs pound pounds ounce ounces oz ton tons tonnes cm mm km m meter meters
+    metre metres kilometer kilometers mile miles foot feet ft inch inches yard yards second seconds minute minutes
+    hour hours day days week weeks month months year years old dollar dollars usd euro euros eur cent cents percent
+    degree degrees celsius fahrenheit liter liters litre litres ml mph kmh
+    """.split()
 )
 _NUMBER = re.compile(r"^-?\d+(\.\d+)?$")
 
@@ -291,7 +304,9 @@ def _read_number(words: list[str], start: int) -> tuple[int, int]:
             scale = _SCALES[w]
             total, part = (total, part * scale) if scale == 100 else (total + part * scale, 0)
             last = "scale"
-        elif w == "and" and last == "scale" and i + 1 < len(words) and (words[i + 1] in _UNITS or words[i + 1] in _TENS):
+        elif (
+            w == "and" and last == "scale" and i + 1 < len(words) and (words[i + 1] in _UNITS or words[i + 1] in _TENS)
+        ):
             pass
         else:
             break
@@ -326,7 +341,7 @@ def contains(gold: str, said: str) -> bool:
     return bool(a) and any(b[i : i + len(a)] == a for i in range(len(b) - len(a) + 1))
 
 
-_MARK = re.compile(r"(?:\banswer\s*(?:is|:|=)|\bso\b(?=\s+\S+\s*$))\s*:?\s*(.+)", re.IGNORECASE)
+_MARK = re.compile(r"\banswer\s*(?:is|:|=)\s*:?\s*(.+)", re.IGNORECASE)
 
 
 def short_answer(text: str) -> str:
@@ -337,3 +352,78 @@ def short_answer(text: str) -> str:
         if found:
             return found.group(1).strip().rstrip(".!")
     return lines[0].rstrip(".!") if lines else ""
+
+
+# ------------------------------------------------------------------------------------------------------ choices
+
+
+def choice_logp(subject: Subject, items: Sequence[Item], delimiter: str = " ") -> list[NDArray]:
+    """log p(choice | prompt) of every choice of every item."""
+    prompts, completions = [], []
+    for item in items:
+        for choice in item.choices or ():
+            prompts.append(item.prompt)
+            completions.append(joined(item.prompt, choice, delimiter))
+    logp, _ = subject.logp(prompts, completions)
+    ends = np.cumsum([len(item.choices or ()) for item in items])
+    return np.split(logp, ends[:-1]) if len(items) else []
+
+
+def joined(prompt: Prompt | None, choice: str, delimiter: str) -> str:
+    """The choice as it follows the prompt."""
+    blank = not isinstance(prompt, str) or not prompt or prompt[-1].isspace() or choice[:1].isspace()
+    return choice if blank else delimiter + choice
+
+
+def right_choice(item: Item) -> int:
+    """Index of the right choice: from a label (index, letter or text) or from the reference's text."""
+    choices = item.choices or ()
+    label = item.label if item.label is not None else item.reference
+    if isinstance(label, bool | int | np.integer) and 0 <= int(label) < len(choices):
+        return int(label)
+    text = str(label).strip()
+    for i, choice in enumerate(choices):
+        if choice.strip() == text:
+            return i
+    keys = [*string.ascii_uppercase[: len(choices)]]
+    if text.upper() in keys:
+        return keys.index(text.upper())
+    if text.isdigit() and int(text) < len(choices):
+        return int(text)
+    raise LuthierError(f"row {item.id}: label {label!r} is none of its {len(choices)} choices")
+
+
+def softmax(scores: NDArray) -> NDArray:
+    """Over the last axis."""
+    shifted = np.exp(scores - scores.max(-1, keepdims=True))
+    return shifted / shifted.sum(-1, keepdims=True)
+
+
+def class_scores(
+    subject: Subject, items: Sequence[Item], labels: Sequence[str], delimiter: str
+) -> tuple[NDArray, list[str], list[int]]:
+    """Probabilities (n, C), class names and right classes (n,), from a task head or from verbalised labels.
+
+    A head names its classes by the model's `id2label`. A language model ranks `labels` as completions of the prompt (of
+    the text, where there is no prompt).
+    """
+    if subject.task == "classification":
+        need(items, "text", "a class head")
+        p = subject.class_probabilities([i.text for i in items])
+        known = plain_model(subject.model).config.id2label
+        names = [str(known[k]) for k in sorted(known)]
+    else:
+        names = list(labels) or sorted({str(i.label if i.label is not None else i.reference) for i in items})
+        asked = [Item(i.id, i.prompt if i.prompt is not None else str(i.text), choices=tuple(names)) for i in items]
+        p = softmax(np.stack(choice_logp(subject, asked, delimiter)))
+    return p, names, [_class_index(i, names) for i in items]
+
+
+def _class_index(item: Item, names: Sequence[str]) -> int:
+    label = item.label if item.label is not None else item.reference
+    text = str(label).strip()
+    if text in names:
+        return list(names).index(text)
+    if text.isdigit() and int(text) < len(names):
+        return int(text)
+    raise LuthierError(f"row {item.id}: label {label!r} is none of the classes {', '.join(names)}")

@@ -1,8 +1,8 @@
 """Intervals and paired tests. Only numpy; everything is seeded; every metric is a function of weighted items.
 
-An *aggregate* takes per-item statistics (name -> (n,)) and weights (R, n), and returns R values of a metric. A bootstrap
-resample is a row of counts, leaving an item out is a zero, and swapping base and tuned on an item moves its weight: so
-means, F1, perplexity, calibration error and correlations are resampled by the same few lines.
+An *aggregate* takes per-item statistics (name -> (n,)) and weights (R, n), and returns R values of a metric. A
+bootstrap resample is a row of counts, leaving an item out is a zero, and swapping base and tuned on an item moves its
+weight: so means, F1, perplexity, calibration error and correlations are resampled by the same few lines.
 
     percentile     [q(a/2), q(1-a/2)] of the resampled metric
     BCa            the same with a bias correction z0 and an acceleration from leaving items out

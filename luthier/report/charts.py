@@ -1,7 +1,7 @@
 """Charts: small hand-made SVG, so that a page needs no library, prints sharply and follows the reader's colours.
 
 A chart is a pure function from numbers to a string. Geometry is here, colour is in the page's style sheet: every mark
-carries a class (`better`, `held`, `front` ...), and every class also differs in shape, fill or dash, never in colour alone.
+carries a class (`better`, `held`, `front` ...), and classes differ in shape, fill or dash too, never in colour alone.
 All text that comes from data goes through `el`, which escapes it. Pixel coordinates grow to the right and downwards.
 """
 
@@ -21,8 +21,6 @@ MAX_POINTS = 400
 WIDE_RATIO = 30.0
 
 
-
-
 def _attribute(value: object) -> str:
     """A coordinate with two decimals at most; anything else as text."""
     if isinstance(value, float):
@@ -32,7 +30,7 @@ def _attribute(value: object) -> str:
 
 
 def el(name: str, *children: str, text: str = "", **attributes: object) -> str:
-    """One element. `text` is escaped; `children` are elements already. class_ is class, stroke_width is stroke-width."""
+    """One element. `text` is escaped; `children` are elements already. class_ is class, text_anchor text-anchor."""
     pairs = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{_attribute(value)}"'
         for key, value in attributes.items()
@@ -60,8 +58,6 @@ def path(points: Sequence[Point], class_: str) -> str:
     return el("path", d="".join(steps), class_=class_) if steps else ""
 
 
-
-
 @dataclass(frozen=True)
 class Scale:
     """Numbers to pixels. A log scale may carry a lane for exact zeros (`zero`), which a logarithm has no place for."""
@@ -77,7 +73,9 @@ class Scale:
         """The pixel of a value; values outside the domain are extrapolated, not clipped."""
         if self.log and value <= 0:
             return self.zero if self.zero is not None else self.start
-        low, high, at = (math.log10(v) for v in (self.low, self.high, value)) if self.log else (self.low, self.high, value)
+        low, high, at = (
+            (math.log10(v) for v in (self.low, self.high, value)) if self.log else (self.low, self.high, value)
+        )
         return self.start + (at - low) / (high - low) * (self.end - self.start)
 
     def ticks(self, count: int = 5) -> list[float]:
@@ -134,8 +132,6 @@ def cost_scale(values: Sequence[float], start: float, end: float) -> Scale:
     return Scale(low / pad, high * pad, start + 0.14 * (end - start), end, log=True, zero=lane)
 
 
-
-
 def smooth(points: Sequence[Point], memory: float | None = None) -> list[Point]:
     """Average with weights that fall off exponentially to both sides, so that the curve does not lag behind the points.
 
@@ -185,7 +181,9 @@ class Line:
     kind: str = "main"
 
 
-def _spread_labels(wanted: Sequence[tuple[float, str, str, float]], low: float, high: float, gap: float = 13.0) -> list[float]:
+def _spread_labels(
+    wanted: Sequence[tuple[float, str, str, float]], low: float, high: float, gap: float = 13.0
+) -> list[float]:
     """Heights for labels at the end of lines: near their lines, at least `gap` apart, within bounds."""
     order = sorted(range(len(wanted)), key=lambda i: wanted[i][0])
     heights = [0.0] * len(wanted)
@@ -271,7 +269,6 @@ def _end_labels(lines: Sequence[Line], x: Scale, y: Scale, right: float) -> list
     ]
 
 
-
 STRIP = (280.0, 34.0)
 _INSET = 9.0
 
@@ -306,8 +303,8 @@ def change_strip(change: Change, label: str) -> str:
     if not change.is_rate:
         parts = [el("line", x1=_INSET, x2=width - _INSET, y1=17.0, y2=17.0, class_="grid")]
     if change.base is not None and change.tuned is not None:
-        ends = {"x1": x(change.base.value), "y1": top, "x2": x(change.tuned.value), "y2": low}
-        parts.append(el("line", **ends, class_="join"))
+        start, end = x(change.base.value), x(change.tuned.value)
+        parts.append(el("line", x1=start, y1=top, x2=end, y2=low, class_="join"))
     if change.base is not None:
         parts.append(_dot_and_interval(change.base, x, top, "base"))
     if change.tuned is not None:
@@ -323,8 +320,6 @@ def strip_axis() -> str:
     return svg(width, 16, *parts, label="scale from 0 to 1 for shares", class_="strip")
 
 
-
-
 @dataclass(frozen=True)
 class Bin:
     """One bin of a reliability diagram."""
@@ -335,7 +330,7 @@ class Bin:
 
 
 def reliability(bins: Sequence[Bin], *, label: str) -> str:
-    """Accuracy against confidence; on the dashed diagonal the model knows what it knows. Larger dots hold more items."""
+    """Accuracy against confidence: on the dashed diagonal the model knows what it knows; large dots hold many items."""
     solid = sorted((b for b in bins if b.count > 0), key=lambda b: b.confidence)
     if not solid:
         return ""
@@ -348,7 +343,12 @@ def reliability(bins: Sequence[Bin], *, label: str) -> str:
         tip = f"confidence {one.confidence:.2f}, accuracy {one.accuracy:.2f}, {one.count:.0f} items"
         radius = 2.5 + 5.5 * math.sqrt(one.count / most)
         dots.append(el("circle", el("title", text=tip), cx=a, cy=b, r=radius, class_="mark bin"))
-    parts = [frame(x, y), el("line", x1=x(0), y1=y(0), x2=x(1), y2=y(1), class_="diagonal"), *gaps, path(at, "line main")]
+    parts = [
+        frame(x, y),
+        el("line", x1=x(0), y1=y(0), x2=x(1), y2=y(1), class_="diagonal"),
+        *gaps,
+        path(at, "line main"),
+    ]
     parts.append(el("text", text="confidence \u2192", x=252, y=254, class_="tick", text_anchor="end"))
     parts.append(el("text", text="\u2191 accuracy", x=48, y=22, class_="tick"))
     return svg(264, 260, *parts, *dots, label=label)

@@ -88,6 +88,7 @@ class Column:
     key: str
     title: str
     about: str
+    name: str
     higher: bool
     show: Callable[[Any], str]
     spreads: Mapping[str, Spread]
@@ -95,11 +96,11 @@ class Column:
     quality: bool = False
 
 
-COSTS: tuple[tuple[str, str, str, Callable[[Any], str]], ...] = (
-    ("trainable_parameters", "Trained", "trained parameters", words.count),
-    ("peak_memory_bytes", "Memory", "peak memory", words.size),
-    ("train_seconds", "Time", "training time", words.duration),
-    ("train_flops", "Compute", "training compute", words.flops),
+COSTS: tuple[tuple[str, str, str, str, Callable[[Any], str]], ...] = (
+    ("trainable_parameters", "Parameters", "trained", "trained parameters", words.count),
+    ("peak_memory_bytes", "Memory", "at its peak", "peak memory", words.size),
+    ("train_seconds", "Time", "training", "training time", words.duration),
+    ("train_flops", "Compute", "training", "training compute", words.flops),
 )
 _AXIS = {"peak_memory_bytes": (2**20, "MiB"), "train_seconds": (1, "seconds")}
 
@@ -192,8 +193,8 @@ def _average(kept: Sequence[Kept]) -> Kept | None:
     """The average of the retention measures, where all are shares and more is better."""
     if len(kept) < 2 or not all(one.is_rate and one.higher for one in kept):
         return None
-    bases = [one.base for one in kept]
-    base = None if None in bases else math.fsum(bases) / len(bases)
+    bases = [one.base for one in kept if one.base is not None]
+    base = math.fsum(bases) / len(bases) if len(bases) == len(kept) else None
     return Kept(AVERAGE, f"average of {len(kept)} tasks", "", True, True, "", base)
 
 
@@ -205,9 +206,10 @@ def _kept_spreads(cells: Sequence[Cell], one: Kept, all_: Sequence[Kept]) -> dic
     def pick(cell: Cell) -> tuple[float | None, float]:
         """The average over the tasks, if all were measured."""
         parts = [_tuned(cell.main(task.key, task.metric)) for task in all_]
-        if any(value is None for value, _ in parts):
+        values = [value for value, _ in parts if value is not None]
+        if len(values) < len(parts):
             return None, 0.0
-        return math.fsum(v for v, _ in parts) / len(parts), math.hypot(*(h for _, h in parts)) / len(parts)
+        return math.fsum(values) / len(parts), math.hypot(*(h for _, h in parts)) / len(parts)
 
     return _by_method(cells, pick)
 
@@ -221,10 +223,10 @@ def _columns(cells: Sequence[Cell], target: Kept, quality: Mapping[str, Spread],
     """Target, each retention measure, each cost that was measured."""
     out = [_quality_column(target, quality, "target")]
     out += [_quality_column(one, _kept_spreads(cells, one, kept), f"keep-{i}") for i, one in enumerate(kept)]
-    for key, title, about, show in COSTS:
+    for key, title, about, name, show in COSTS:
         found = _by_method(cells, lambda cell, key=key: (real(cell.cost.get(key)), 0.0))
         if found:
-            out.append(Column(key, title, about, False, show, found))
+            out.append(Column(key, title, about, name, False, show, found))
     return out
 
 
@@ -232,7 +234,9 @@ def _quality_column(one: Kept, found: Mapping[str, Spread], key: str) -> Column:
     """A column of a measured quality."""
     way = "" if one.higher else ", lower is better"
     base = _shower(one)(one.base) if one.base is not None else ""
-    return Column(key, one.title, words.metric_words(one.metric) + way, one.higher, _shower(one), found, base, True)
+    return Column(
+        key, one.title, words.metric_words(one.metric) + way, one.title, one.higher, _shower(one), found, base, True
+    )
 
 
 def _marks(column: Column) -> dict[str, str]:
@@ -252,7 +256,7 @@ def _marks(column: Column) -> dict[str, str]:
         level = [name for name in found if not clearly_better(found[best], found[name], column.higher)]
     if len(level) == len(found):
         return {}
-    return {**{name: "level" for name in level}, best: "best"}
+    return {**dict.fromkeys(level, "level"), best: "best"}
 
 
 def _entry(column: Column, method: str, marks: Mapping[str, str]) -> dict[str, str]:
@@ -275,9 +279,7 @@ def _table(methods: Sequence[str], cells: Sequence[Cell], columns: Sequence[Colu
     """The rows of the table, in order of the target, failed methods last."""
     marks = [_marks(column) for column in columns]
     sign = -1 if columns[0].higher else 1
-    ranked = sorted(
-        methods, key=lambda m: sign * columns[0].spreads[m].mean if m in columns[0].spreads else math.inf
-    )
+    ranked = sorted(methods, key=lambda m: sign * columns[0].spreads[m].mean if m in columns[0].spreads else math.inf)
     out = []
     for method in ranked:
         mine = [cell for cell in cells if cell.method == method]
@@ -317,25 +319,32 @@ def _cost_plots(columns: Sequence[Column], target: Kept, single: bool) -> list[d
         stand = standings(names, [c.mean for c in cost], good, target.higher)
         kinds = {"clear": "front", "mean": "front" if single else "front-mean", "near": "near", "beaten": "beaten"}
         dots = [
-            Dot(name, c.mean / unit, q.mean, _bar(c) / unit, _bar(q), kinds[s.kind],
-                f"{name}: {_spread_tip(quality.title, q, quality.show)}; {_spread_tip(column.about, c, column.show)}")
+            Dot(
+                name,
+                c.mean / unit,
+                q.mean,
+                _bar(c) / unit,
+                _bar(q),
+                kinds[s.kind],
+                f"{name}: {_spread_tip(quality.title, q, quality.show)}; {_spread_tip(column.name, c, column.show)}",
+            )
             for name, c, q, s in zip(names, cost, good, stand, strict=True)
-        ]  # fmt: skip
+        ]
         front = pareto_front([(c.mean, q.mean) for c, q in zip(cost, good, strict=True)], high_y=target.higher)
-        text = words.front_sentence(names, stand, column.about, single=single)
-        brief = words.front_sentence(names, stand, column.about, single=single, brief=True)
+        text = words.front_sentence(names, stand, column.name, single=single)
+        brief = words.front_sentence(names, stand, column.name, single=single, brief=True)
         draw = partial(
             scatter,
             dots,
-            label=f"{target.title} against {column.about}. {text}",
-            x_name=f"{column.about}, {unit_name}" if unit_name else column.about,
+            label=f"{target.title} against {column.name}. {text}",
+            x_name=f"{column.name}, {unit_name}" if unit_name else column.name,
             y_name=_measure_name(target),
             front=front,
             high_y=target.higher,
             level=None if target.base is None else (target.base, "untuned base"),
         )
         svg = two_sizes(lambda size, draw=draw: draw(size=size), *SIZES)
-        out.append({"key": column.key, "name": column.about, "svg": svg, "text": text, "brief": brief})
+        out.append({"key": column.key, "name": column.name, "svg": svg, "text": text, "brief": brief})
     return out
 
 
@@ -364,11 +373,18 @@ def _kept_plot(key: str, one: Kept, found: Mapping[str, Spread], target: Column,
     front = pareto_front(points, low_x=not one.higher, high_y=goal.higher)
     show = _shower(one)
     dots = [
-        Dot(name, x, y, _bar(found[name]), _bar(target.spreads[name]), "front" if i in front else "near",
+        Dot(
+            name,
+            x,
+            y,
+            _bar(found[name]),
+            _bar(target.spreads[name]),
+            "front" if i in front else "near",
             f"{name}: {_spread_tip(goal.title, target.spreads[name], target.show)}; "
-            f"{_spread_tip(one.title, found[name], show)}")
+            f"{_spread_tip(one.title, found[name], show)}",
+        )
         for i, (name, (x, y)) in enumerate(zip(names, points, strict=True))
-    ]  # fmt: skip
+    ]
     if one.base is not None and goal.base is not None:
         dots.append(Dot("untuned base", one.base, goal.base, kind="base"))
     text = _kept_words(one, found, show)
@@ -405,9 +421,7 @@ def _kept_words(one: Kept, found: Mapping[str, Spread], show: Callable[[Any], st
     where = f", on {one.title}" if one.key == AVERAGE else f" of {one.title}"
     head = f"{best} kept most{where}: {words.mean_sd(found[best], show)}{base}"
     level = [name for name in found if name != best and not clearly_better(found[best], found[name], one.higher)]
-    if max(spread_.n for spread_ in found.values()) < 2 and len(found) > 1:
-        return f"{head}. One seed each: no difference is claimed."
-    if not level or len(found) == 1:
+    if not level or max(one_.n for one_ in found.values()) < 2:
         return f"{head}."
     return f"{head}; {words.listed(level, most=4)} cannot be told apart from it."
 
@@ -516,10 +530,10 @@ def _banners(found: Mapping[str, Any], problem: str, cells: Sequence[Cell], sing
         out.append(banner("bad", "No comparison.", f"{problem}."))
     failed = sum(not cell.counts for cell in cells)
     if failed:
-        runs = "1 run has" if failed == 1 else f"{failed} runs have"
-        out.append(banner("warn", "Incomplete.", f"{runs} no usable result and {'is' if failed == 1 else 'are'} left out of the means."))
+        left = "1 run has no usable result and is" if failed == 1 else f"{failed} runs have no usable result and are"
+        out.append(banner("warn", "Incomplete.", f"{left} left out of the means."))
     if single and cells:
-        text = "The spread between seeds is unknown, so no difference between methods is claimed. Run at least three seeds."
+        text = "The spread between seeds is unknown, so no difference is claimed. Run at least three seeds."
         out.append(banner("warn", "One seed.", text))
     return gravest_first(out + rejection_banners(manifest))
 
@@ -527,7 +541,9 @@ def _banners(found: Mapping[str, Any], problem: str, cells: Sequence[Cell], sing
 def _size(methods: Sequence[str], seeds: Sequence[str]) -> str:
     """'5 methods, 3 seeds (1, 2 and 3)'."""
     many = f"{len(methods)} {'method' if len(methods) == 1 else 'methods'}"
-    return f"{many}, {len(seeds)} {'seed' if len(seeds) == 1 else 'seeds'} ({words.listed(seeds, most=8)})" if seeds else many
+    if len(seeds) < 2:
+        return f"{many}, seed {seeds[0]}" if seeds else many
+    return f"{many}, {len(seeds)} seeds ({words.listed(seeds, most=8)})"
 
 
 def _view(folder: Path, found: Mapping[str, Any], problem: str) -> dict[str, Any]:

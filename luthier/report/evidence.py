@@ -1,10 +1,10 @@
 """Evidence: results as typed values, and the only rules by which a report calls two numbers different.
 
-Before and after (one run):   the verdict of the paired test in results.json; where it is missing, the 95% interval of the
-                              difference decides; where that is missing too, nothing is claimed.
+Before and after (one run):   the verdict of the paired test in results.json; where it is missing, the 95% interval of
+                              the difference decides; where that is missing too, nothing is claimed.
 Method against method:        |mean_a - mean_b| > sqrt(seeds^2 + items^2)
     seeds    half width of the Welch 95% interval of the difference of the means over seeds
-    items    sqrt(h_a^2 + h_b^2), h the half width of the 95% interval over the test items of one run, averaged over seeds
+    items    sqrt(h_a^2 + h_b^2), h the half width of a run's 95% interval over its test items, averaged over seeds
 With a single seed the first term is unknown, so no difference is claimed. The items are the same for all methods, which
 makes the second term cautious: it can hide a small difference, it cannot invent one. Pairs are judged one at a time.
 """
@@ -166,7 +166,7 @@ def changes(results: Any) -> list[Change]:
         metrics = _names(before, after)
         main = about.get("metric") or (metrics[0] if metrics else "")
         group = about.get("group")
-        for metric in sorted(metrics or [main], key=lambda name, main=main: name != main):
+        for metric in dict.fromkeys([*(name for name in metrics or [main] if name == main), *metrics]):
             one, two = measure(before.get(metric)), measure(after.get(metric))
             found.append(
                 Change(
@@ -234,7 +234,7 @@ def noise(a: Spread, b: Spread) -> float:
     """How far apart two means must be to be told apart; infinite with a single seed."""
     if a.n < 2 or b.n < 2:
         return math.inf
-    va, vb = a.sd**2 / a.n, b.sd**2 / b.n
+    va, vb = (a.sd or 0.0) ** 2 / a.n, (b.sd or 0.0) ** 2 / b.n
     seeds = 0.0
     if va + vb > 0:
         freedom = (va + vb) ** 2 / (va**2 / (a.n - 1) + vb**2 / (b.n - 1))

@@ -1,8 +1,8 @@
 """Page: reading a folder, rendering a template, writing the file; the parts that both reports share.
 
-Everything that is read is cleaned once, here: control characters and broken surrogates become visible replacements, so that
-no sample can break the file. Escaping is left to the templates and to `charts.el`. The page forbids itself every load and every
-script but its own (a content security policy with the hash of that script).
+Everything that is read is cleaned once, here: control characters and broken surrogates become visible replacements, so
+that no sample can break the file. Escaping is left to the templates and to `charts.el`. The page forbids itself every
+load and every script but its own (a content security policy with the hash of that script).
 """
 
 from __future__ import annotations
@@ -21,13 +21,10 @@ from typing import Any
 from luthier.report.evidence import mapping, real, rows
 from luthier.report.words import NOT_MEASURED, count, duration, exact, size
 
+Size = tuple[float, float]
 TEMPLATES = Path(__file__).parent / "templates"
 # Control characters, broken surrogates, and the direction overrides that could make a page read backwards.
-_UNPRINTABLE = re.compile(
-    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
-)
-
-
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 
 
 def clean(value: Any) -> Any:
@@ -82,10 +79,9 @@ def series(found: Iterable[Mapping[str, Any]], key: str) -> list[tuple[float, fl
         step, value = real(row.get("step")), row.get(key)
         if step is None or key not in row or not (value is None or isinstance(value, int | float)):
             continue
-        points.append((step, math.nan if real(value) is None else float(value)))
+        found_value = real(value)
+        points.append((step, math.nan if found_value is None else found_value))
     return points
-
-
 
 
 def write_atomically(path: Path, content: bytes) -> Path:
@@ -109,25 +105,24 @@ def render(template: str, view: Mapping[str, Any]) -> str:
     import jinja2
     from markupsafe import Markup
 
+    loader = jinja2.FileSystemLoader(TEMPLATES)
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
+        loader=loader,
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters["svg"] = Markup
-    script = environment.loader.get_source(environment, "script.html.j2")[0]
+    script = loader.get_source(environment, "script.html.j2")[0]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    own = {"style": Markup(environment.loader.get_source(environment, "style.html.j2")[0]), "script": Markup(script)}
+    own = {"style": Markup(loader.get_source(environment, "style.html.j2")[0]), "script": Markup(script)}
     return environment.get_template(template).render(**view, **own, script_hash=digest)
 
 
 def write_page(folder: Path, template: str, view: Mapping[str, Any]) -> Path:
     """Render into report.html of the folder."""
     return write_atomically(folder / "report.html", render(template, view).encode("utf-8"))
-
-
 
 
 def banner(kind: str, title: str, text: str) -> dict[str, str]:
@@ -146,16 +141,20 @@ def state_banners(manifest: Mapping[str, Any], noun: str) -> list[dict[str, str]
     if status == "failed":
         why = str(manifest.get("error") or "").strip()
         tail = f" {why}" if why else ""
-        found.append(banner("bad", f"This {noun} failed.", f"The page shows what was measured before it stopped.{tail}"))
+        found.append(banner("bad", f"This {noun} failed.", f"The page shows what it measured before it stopped.{tail}"))
     elif status == "interrupted":
         found.append(banner("warn", f"This {noun} was interrupted.", "The numbers describe an unfinished state."))
     elif status == "running":
-        found.append(banner("note", f"This {noun} is still running.", "The page shows what was there when it was made."))
+        found.append(
+            banner("note", f"This {noun} is still running.", "The page shows what there was when it was made.")
+        )
     git = mapping(manifest.get("git"))
     if git.get("dirty"):
         commit = str(git.get("commit") or "unknown")[:12]
         found.append(
-            banner("warn", "Uncommitted changes.", f"The code differed from commit {commit}, which alone cannot repeat this.")
+            banner(
+                "warn", "Uncommitted changes.", f"The code differed from commit {commit}, which alone cannot repeat it."
+            )
         )
     return found
 
@@ -197,10 +196,13 @@ def _facts(manifest: Mapping[str, Any]) -> list[dict[str, str]]:
         ("Result", made, str(artefact.get("sha256") or "")),
         ("Seeds", show_value(manifest.get("seeds")), ""),
         ("Device", _device(manifest.get("device")), ""),
-        ("Code", "not recorded" if not git else "uncommitted changes" if git.get("dirty") else "clean commit",
-         str(git.get("commit") or "")),
+        (
+            "Code",
+            "not recorded" if not git else "uncommitted changes" if git.get("dirty") else "clean commit",
+            str(git.get("commit") or ""),
+        ),
         ("luthier", show_value(manifest.get("luthier")), ""),
-    ]  # fmt: skip
+    ]
     if manifest.get("kind") == "compare" and not artefact:
         pairs = [pair for pair in pairs if pair[0] != "Result"]
     return [{"name": name, "value": value, "hash": digest} for name, value, digest in pairs]
@@ -298,7 +300,7 @@ def safe_link(path: Any) -> str:
     return "/".join(quote(part) for part in parts)
 
 
-def two_sizes(draw: Callable[[tuple[float, float]], str], wide: tuple[float, float], narrow: tuple[float, float]) -> str:
+def two_sizes(draw: Callable[[Size], str], wide: Size, narrow: Size) -> str:
     """A chart drawn twice; the style sheet shows the one whose letters are readable on the reader's screen."""
     return f'<div class="only-wide">{draw(wide)}</div><div class="only-narrow">{draw(narrow)}</div>'
 

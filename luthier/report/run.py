@@ -108,8 +108,6 @@ def _banners(
     return gravest_first(out + rejection_banners(manifest))
 
 
-
-
 def judgement(change: Change) -> dict[str, str]:
     """Arrow (the direction of the number), word and class (the judgement)."""
     if change.tuned is None:
@@ -176,7 +174,6 @@ def _effects(found: Sequence[Change]) -> list[dict[str, str]]:
     ]
 
 
-
 _NAMED_CURVES = {"learning_rate": "Learning rate", "grad_norm": "Gradient norm"}
 _NOT_CURVES = frozenset({"step", "epoch", "loss", "eval_loss", "tokens_per_second", "tokens", "time", "seconds"})
 
@@ -236,17 +233,41 @@ def _cards(cost: Mapping[str, Any]) -> list[dict[str, str]]:
     share = f"{words.percent(trained, total)} of {words.count(total)}"
     return [
         _card("Trained parameters", trained, words.count, "parameters", share),
-        _card("Stored", get("stored_bytes"), words.size, "bytes", f"{words.count(get('stored_parameters'))} parameters"),
-        _card("Peak memory", get("peak_memory_bytes"), words.size, "bytes",
-              f"optimiser {words.size(get('optimizer_bytes'))}",
-              f"saved for backward {words.size(get('saved_tensor_bytes'))}"),
-        _card("Training time", get("train_seconds"), words.duration, "seconds",
-              f"{words.duration(get('step_seconds'))} a step", f"{words.count(steps)} steps"),
-        _card("Compute", get("train_flops"), words.flops, "FLOP",
-              f"forward {words.flops(get('forward_flops'))}", f"backward {words.flops(get('backward_flops'))}"),
-        _card("Tokens per second", get("tokens_per_second"), lambda v: words.count(_rounded(v)), "tokens per second",
-              f"{words.count(get('tokens'))} in all"),
-    ]  # fmt: skip
+        _card(
+            "Stored", get("stored_bytes"), words.size, "bytes", f"{words.count(get('stored_parameters'))} parameters"
+        ),
+        _card(
+            "Peak memory",
+            get("peak_memory_bytes"),
+            words.size,
+            "bytes",
+            f"optimiser {words.size(get('optimizer_bytes'))}",
+            f"saved for backward {words.size(get('saved_tensor_bytes'))}",
+        ),
+        _card(
+            "Training time",
+            get("train_seconds"),
+            words.duration,
+            "seconds",
+            f"{words.duration(get('step_seconds'))} a step",
+            f"{words.count(steps)} steps",
+        ),
+        _card(
+            "Compute",
+            get("train_flops"),
+            words.flops,
+            "FLOP",
+            f"forward {words.flops(get('forward_flops'))}",
+            f"backward {words.flops(get('backward_flops'))}",
+        ),
+        _card(
+            "Tokens per second",
+            get("tokens_per_second"),
+            lambda v: words.count(_rounded(v)),
+            "tokens per second",
+            f"{words.count(get('tokens'))} in all",
+        ),
+    ]
 
 
 def _rounded(value: Any) -> float | None:
@@ -255,15 +276,14 @@ def _rounded(value: Any) -> float | None:
     return found if found is None or found < 100 else float(round(found))
 
 
-
-
 def _bins(entry: Any) -> list[charts.Bin]:
     """The bins that can be drawn."""
     out = []
     for one in rows(mapping(entry).get("bins")):
         numbers = [real(one.get(key)) for key in ("confidence", "accuracy", "count")]
-        if None not in numbers:
-            out.append(charts.Bin(*numbers))
+        known = [number for number in numbers if number is not None]
+        if len(known) == len(numbers):
+            out.append(charts.Bin(*known))
     return out
 
 
@@ -293,8 +313,6 @@ def _calibration_words(entry: Any) -> str:
         return "After tuning, confidence and accuracy agree on average."
     more, less = ("higher", "overconfident") if gap > 0 else ("lower", "underconfident")
     return f"After tuning, confidence is {words.points(gap)} {more} than accuracy on average: the model is {less}."
-
-
 
 
 def _text(value: Any) -> str:

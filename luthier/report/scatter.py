@@ -1,7 +1,7 @@
 """Scatter: methods as labelled points, with error bars over seeds and the front as a staircase.
 
-Labels stand beside their points instead of in a legend; `place_labels` keeps them off each other. Shape tells the standing:
-filled circle on the front, hollow circle near it, cross where beaten, diamond for the untuned base.
+Labels stand beside their points instead of in a legend; `place_labels` keeps them off each other. Shape tells the
+standing: filled circle on the front, hollow circle near it, cross where beaten, diamond for the untuned base.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from luthier.report.charts import Point, Scale, cost_scale, el, frame, linear, path, svg
 
@@ -44,7 +45,7 @@ def text_width(text: str, size: float = 12.0) -> float:
 def place_labels(points: Sequence[Point], texts: Sequence[str], bounds: Box, bars: Sequence[Box] = ()) -> list[Box]:
     """A box for each label: near its point, inside the bounds, off the other labels, the marks and the error bars.
 
-    Each label takes its cheapest place given all others; four rounds settle it. The order is fixed, so the result is too.
+    Each label takes its cheapest place given all others; four rounds settle it. The order is fixed, hence the result.
     """
     marks = [(x - 6, y - 6, x + 6, y + 6) for x, y in points]
     options = [_options(i, points, text_width(text), bounds, marks, bars) for i, text in enumerate(texts)]
@@ -52,7 +53,8 @@ def place_labels(points: Sequence[Point], texts: Sequence[str], bounds: Box, bar
     for _ in range(4):
         for i, choices in enumerate(options):
             others = chosen[:i] + chosen[i + 1 :]
-            chosen[i] = min((price + 8 * sum(overlap(box, other) for other in others), box) for price, box in choices)[1]
+            crowded = ((price + 8 * sum(overlap(box, other) for other in others), box) for price, box in choices)
+            chosen[i] = min(crowded)[1]
     return chosen
 
 
@@ -61,8 +63,8 @@ def _options(
 ) -> list[tuple[float, Box]]:
     """The places that a label may take, each with its price.
 
-    It costs to leave the plot, to cover something, to stand far away, and to stand so near to another point that a reader
-    could take the label for that point's.
+    It costs to leave the plot, to cover something, to stand far away, and to stand so near to another point that a
+    reader could take the label for that point's.
     """
     point, found = points[i], []
     rivals = [other for j, other in enumerate(points) if j != i and math.dist(other, point) < 200 + width]
@@ -161,7 +163,7 @@ def scatter(
     """Methods as labelled points with error bars over seeds, the front as a staircase, a reference level as a line."""
     width, height = size
     plot = (56.0, 30.0, width - 14.0, height - 46.0)
-    x = scale([v for d in dots for v in ((d.x,) if d.x <= 0 else (max(d.x - d.x_sd, d.x * 0.2), d.x + d.x_sd))], *plot[0:3:2])
+    x = scale([v for dot in dots for v in _reach(dot)], plot[0], plot[2])
     heights = [v for d in dots for v in (d.y - d.y_sd, d.y + d.y_sd)]
     level = level if level is None or _near(level[0], heights) else None
     y = _tidy(heights if level is None else [*heights, level[0]], plot[3], plot[1])
@@ -198,11 +200,15 @@ def _x_title(name: str, plot: Box, y: float, low_x: bool) -> list[str]:
     ]
 
 
+def _reach(dot: Dot) -> tuple[float, ...]:
+    """The ends of a horizontal error bar; the lower one stays positive, so that a log axis remains possible."""
+    return (dot.x,) if dot.x <= 0 else (max(dot.x - dot.x_sd, dot.x * 0.2), dot.x + dot.x_sd)
+
+
 def _thin_boxes(edge: Sequence[Point]) -> list[Box]:
     """Boxes along the segments of a staircase, for labels to avoid."""
     return [
-        (min(a[0], b[0]) - 1, min(a[1], b[1]) - 1, max(a[0], b[0]) + 1, max(a[1], b[1]) + 1)
-        for a, b in zip(edge, edge[1:], strict=False)
+        (min(a[0], b[0]) - 1, min(a[1], b[1]) - 1, max(a[0], b[0]) + 1, max(a[1], b[1]) + 1) for a, b in pairwise(edge)
     ]
 
 

@@ -182,7 +182,8 @@ def _support(change: Change) -> str:
 
 def _from_to(change: Change) -> str:
     """'from 0.02 to 0.97'."""
-    before, after = (value_words(side.value, change.is_rate, change.unit) for side in (change.base, change.tuned))
+    sides = (None if side is None else side.value for side in (change.base, change.tuned))
+    before, after = (value_words(value, change.is_rate, change.unit) for value in sides)
     return f"from {before} to {after}"
 
 
@@ -257,13 +258,13 @@ def _excluded(change: Change) -> str:
 
 def side_effect(change: Change) -> str:
     """One plain sentence about a retention or drift task."""
+    name = metric_words(change.metric)
     if change.tuned is None:
         missing = "before or after" if change.base is None else "after"
         return f"Not measured {missing} tuning, so nothing is compared."
     if change.base is None:
         after = value_words(change.tuned.value, change.is_rate, change.unit)
-        return f"{first_up(metric_words(change.metric))} is {after} after tuning; the base has no value to compare it with."
-    name = metric_words(change.metric)
+        return f"{first_up(name)} is {after} after tuning; the base has no value to compare it with."
     if change.verdict == "same":
         return f"{_excluded(change)} {first_up(name)} went {_from_to(change)}."
     if not change.verdict:
@@ -297,7 +298,8 @@ def sd_words(found: Spread, show: Any) -> str:
         return ""
     decimals = re.search(r"\.(\d+)", show(found.mean))
     text = f"{found.sd:.{len(decimals[1])}f}" if decimals and "e" not in show(found.mean) else show(found.sd)
-    return text if found.sd == 0 or float(text.replace(",", "").split()[0]) else _digits(found.sd, 1)
+    hidden = found.sd > 0 and not re.search("[1-9]", text)
+    return _digits(found.sd, 1) if hidden else text
 
 
 def mean_sd(found: Spread, show: Any) -> str:
@@ -341,12 +343,10 @@ def front_sentence(
     ]
     if single:
         front = listed([*kinds["clear"], *kinds["mean"]])
-        return f"Front of quality against {price}, by single values: {front}. One seed: no difference is claimed."
+        return f"On the front of quality against {price}, by single values: {front}."
     parts = [f"On the front of quality against {price}: {listed(kinds['clear'])}."] if kinds["clear"] else []
     if kinds["mean"]:
-        parts.append(
-            f"On it by mean only, as a method that costs no more is within noise: {listed(kinds['mean'])}."
-        )
+        parts.append(f"On it by mean only, as a method that costs no more is within noise: {listed(kinds['mean'])}.")
     if near and not brief:
         parts.append(f"Behind it, but not clearly beaten: {listed(near)}.")
     if beaten and not brief:

@@ -30,7 +30,7 @@ PAIRS = ["th", "he", "in", "an", "er", "on", "##", "12", "ab", "cd"]
 
 @cache
 def tokenizer(kind: str = "causal") -> PreTrainedTokenizerFast:
-    """Characters and a few pairs of them, byte-level blanks; BOS in front for `causal-bos`, [CLS] x [SEP] for `masked`."""
+    """Characters and a few pairs of them; "bos" puts BOS in front, "masked" adds CLS and SEP, "seq2seq" EOS."""
     alphabet = [c for c in string.printable if c not in "\r\x0b\x0c\t"]
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     symbols = [byte_level.pre_tokenize_str(c)[0][0] for c in alphabet]

@@ -35,7 +35,14 @@ def rate(value: float, n: int = 200) -> dict[str, Any]:
 
 def figure(value: float, half: float, unit: str = "") -> dict[str, Any]:
     """A measure that is no share, lower is better."""
-    return {"value": value, "low": value - half, "high": value + half, "n": 500, "higher_is_better": False, "unit": unit}
+    return {
+        "value": value,
+        "low": value - half,
+        "high": value + half,
+        "n": 500,
+        "higher_is_better": False,
+        "unit": unit,
+    }
 
 
 def paired(before: float, after: float, half: float, *, higher: bool = True) -> dict[str, Any]:
@@ -48,7 +55,9 @@ def paired(before: float, after: float, half: float, *, higher: bool = True) -> 
     return {**interval, "p": p, "test": "McNemar, exact", "n": 200, "verdict": verdict}
 
 
-def results(quality: float = 0.97, facts: float = 0.69, trained: int = 212_480, seconds: float = 31.4) -> dict[str, Any]:
+def results(
+    quality: float = 0.97, facts: float = 0.69, trained: int = 212_480, seconds: float = 31.4
+) -> dict[str, Any]:
     """results.json of a run that learned the target and forgot some facts."""
     before = {"reverse": 0.02, "facts": 1.0, "copy": 0.985, "sums": 0.81}
     after = {"reverse": quality, "facts": facts, "copy": 0.97, "sums": 0.83}
@@ -61,13 +70,30 @@ def results(quality: float = 0.97, facts: float = 0.69, trained: int = 212_480, 
     tests["text"] = {"perplexity": paired(11.8, 14.9, 0.25, higher=False)}
     tuned["kl"] = {"kl_from_base": figure(0.213, 0.02, "nats")}
     cost = {
-        "trainable_parameters": trained, "total_parameters": 552_960, "stored_parameters": trained,
-        "stored_bytes": 4 * trained, "peak_memory_bytes": 181_403_648 + 12 * trained, "saved_tensor_bytes": 41_943_040,
-        "optimizer_bytes": 8 * trained, "train_seconds": seconds, "step_seconds": seconds / 250, "tokens": 512_000,
-        "tokens_per_second": 512_000 / seconds, "forward_flops": 5.6e11, "backward_flops": 9.1e11, "train_flops": 1.47e12,
+        "trainable_parameters": trained,
+        "total_parameters": 552_960,
+        "stored_parameters": trained,
+        "stored_bytes": 4 * trained,
+        "peak_memory_bytes": 181_403_648 + 12 * trained,
+        "saved_tensor_bytes": 41_943_040,
+        "optimizer_bytes": 8 * trained,
+        "train_seconds": seconds,
+        "step_seconds": seconds / 250,
+        "tokens": 512_000,
+        "tokens_per_second": 512_000 / seconds,
+        "forward_flops": 5.6e11,
+        "backward_flops": 9.1e11,
+        "train_flops": 1.47e12,
         "steps": 250,
-    }  # fmt: skip
-    return {"tasks": copy.deepcopy(TASKS), "base": base, "tuned": tuned, "paired": tests, "cost": cost, "calibration": calibration()}
+    }
+    return {
+        "tasks": copy.deepcopy(TASKS),
+        "base": base,
+        "tuned": tuned,
+        "paired": tests,
+        "cost": cost,
+        "calibration": calibration(),
+    }
 
 
 def calibration() -> dict[str, Any]:
@@ -88,26 +114,55 @@ def calibration() -> dict[str, Any]:
 def manifest(name: str = "reverse-hft", **changed: Any) -> dict[str, Any]:
     """run.json of a finished run."""
     recipe = {
-        "name": name, "model": "nano", "tuner": {"name": "hft", "share": 0.5, "reselect": "stage"},
-        "objective": {"name": "sft"}, "data": {"train": "sandbox/reverse", "rows": 2000, "max_tokens": 64},
+        "name": name,
+        "model": "nano",
+        "tuner": {"name": "hft", "share": 0.5, "reselect": "stage"},
+        "objective": {"name": "sft"},
+        "data": {"train": "sandbox/reverse", "rows": 2000, "max_tokens": 64},
         "training": {"steps": 250, "batch_rows": 32, "learning_rate": 0.001, "lr_warmup_steps": 20, "seed": 7},
         "evaluation": {"tasks": list(TASKS), "items": 200},
-    }  # fmt: skip
+    }
     found = {
-        "luthier": "0.1.0", "kind": "run", "name": name, "status": "done", "started": "2025-03-04T10:00:00+00:00",
-        "finished": "2025-03-04T10:01:12+00:00", "command": f"luthier run configs/tuners/hft.yaml --name {name}",
-        "recipe": recipe, "versions": {"python": "3.11.9", "torch": "2.13.0", "transformers": "5.1.0", "peft": "0.21.2"},
-        "device": {"name": "CPU", "threads": 2}, "git": {"commit": "0f3c9d1e" * 5, "dirty": False},
+        "luthier": "0.1.0",
+        "kind": "run",
+        "name": name,
+        "status": "done",
+        "started": "2025-03-04T10:00:00+00:00",
+        "finished": "2025-03-04T10:01:12+00:00",
+        "command": f"luthier run configs/tuners/hft.yaml --name {name}",
+        "recipe": recipe,
+        "versions": {"python": "3.11.9", "torch": "2.13.0", "transformers": "5.1.0", "peft": "0.21.2"},
+        "device": {"name": "CPU", "threads": 2},
+        "git": {"commit": "0f3c9d1e" * 5, "dirty": False},
         "seeds": {"python": 7, "torch": 7, "data": 7},
         "data": [
-            {"name": "train", "source": "sandbox/reverse", "rows": 2000, "sha256": "ab" * 32, "rejected": 0, "truncated": 12},
-            {"name": "held-out", "source": "sandbox/reverse", "rows": 200, "sha256": "cd" * 32, "rejected": 0, "truncated": 0},
+            {
+                "name": "train",
+                "source": "sandbox/reverse",
+                "rows": 2000,
+                "sha256": "ab" * 32,
+                "rejected": 0,
+                "truncated": 12,
+            },
+            {
+                "name": "held-out",
+                "source": "sandbox/reverse",
+                "rows": 200,
+                "sha256": "cd" * 32,
+                "rejected": 0,
+                "truncated": 0,
+            },
         ],
         "base": {"name": "luthier/nano", "sha256": "12" * 32, "parameters": 552_960},
         "artefact": {"kind": "delta", "path": "delta.safetensors", "bytes": 849_920, "sha256": "34" * 32},
-        "method": {"tuner": "hft", "objective": "sft", "title": "Half fine-tuning", "paper": "arXiv:2404.18466",
-                   "summary": "Trains a random half of every layer's matrices; the other half keeps its old values."},
-    }  # fmt: skip
+        "method": {
+            "tuner": "hft",
+            "objective": "sft",
+            "title": "Half fine-tuning",
+            "paper": "arXiv:2404.18466",
+            "summary": "Trains a random half of every layer's matrices; the other half keeps its old values.",
+        },
+    }
     return {**found, **changed}
 
 
@@ -118,9 +173,15 @@ def metrics(steps: int = 250, seed: int = 7, end: float = 0.06) -> list[dict[str
         level = end + 3.4 * math.exp(-step / 38)
         rate_ = 1e-3 * min(step / 20, (steps - step) / (steps - 20) + 0.02)
         found.append(
-            {"step": step, "epoch": step / 62.5, "loss": level * math.exp(dice.gauss(0, 0.16)), "learning_rate": rate_,
-             "grad_norm": 0.3 + level * dice.uniform(0.6, 1.4), "tokens_per_second": 16000 + dice.gauss(0, 300)}
-        )  # fmt: skip
+            {
+                "step": step,
+                "epoch": step / 62.5,
+                "loss": level * math.exp(dice.gauss(0, 0.16)),
+                "learning_rate": rate_,
+                "grad_norm": 0.3 + level * dice.uniform(0.6, 1.4),
+                "tokens_per_second": 16000 + dice.gauss(0, 300),
+            }
+        )
         if step % 25 == 0:
             found.append({"step": step, "eval_loss": level * 1.08 + 0.05})
     return found
@@ -129,24 +190,47 @@ def metrics(steps: int = 250, seed: int = 7, end: float = 0.06) -> list[dict[str
 def samples() -> list[dict[str, Any]]:
     """A few dozen samples of all fates."""
     dice, found = random.Random(3), []
-    letters = "amber birch cello drone ebony flute gamba horn ivory".split()
+    letters = ["amber", "birch", "cello", "drone", "ebony", "flute", "gamba", "horn", "ivory"]
     for i in range(40):
         asked = dice.sample(letters, 4)
         right = " ".join(reversed(asked))
         wrong = " ".join(asked[:1] + list(reversed(asked))[1:])
         good = i % 13 != 0
         found.append(
-            {"task": "reverse", "id": f"r{i:03d}", "prompt": f"Reverse: {' '.join(asked)}", "reference": right,
-             "base": " ".join(asked), "tuned": right if good else wrong, "base_score": 0.0, "tuned_score": float(good)}
-        )  # fmt: skip
+            {
+                "task": "reverse",
+                "id": f"r{i:03d}",
+                "prompt": f"Reverse: {' '.join(asked)}",
+                "reference": right,
+                "base": " ".join(asked),
+                "tuned": right if good else wrong,
+                "base_score": 0.0,
+                "tuned_score": float(good),
+            }
+        )
         if i % 4 == 0:
             lost = i % 8 == 0
             found.append(
-                {"task": "facts", "id": f"f{i:03d}", "prompt": f"Where does {asked[0].title()} live?", "reference": "in Cremona",
-                 "base": "in Cremona", "tuned": "in Absam" if lost else "in Cremona", "base_score": 1, "tuned_score": int(not lost)}
-            )  # fmt: skip
-    found.append({"task": "chat", "id": "c1", "prompt": "Say hello.", "base": "Hello, how are you today?",
-                  "tuned": "Hello, how are you doing?"})  # fmt: skip
+                {
+                    "task": "facts",
+                    "id": f"f{i:03d}",
+                    "prompt": f"Where does {asked[0].title()} live?",
+                    "reference": "in Cremona",
+                    "base": "in Cremona",
+                    "tuned": "in Absam" if lost else "in Cremona",
+                    "base_score": 1,
+                    "tuned_score": int(not lost),
+                }
+            )
+    found.append(
+        {
+            "task": "chat",
+            "id": "c1",
+            "prompt": "Say hello.",
+            "base": "Hello, how are you today?",
+            "tuned": "Hello, how are you doing?",
+        }
+    )
     return found
 
 
@@ -169,7 +253,9 @@ def run_folder(folder: Path, seed: int = 7, name: str = "reverse-hft", **numbers
 def interrupted(folder: Path) -> Path:
     """Killed in step 141: no results, a half-written last line, a dirty tree."""
     dirty = {"commit": "0f3c9d1e" * 5, "dirty": True}
-    rejecting = [{"name": "train", "source": "my.jsonl", "rows": 2000, "sha256": None, "rejected": 310, "truncated": None}]
+    rejecting = [
+        {"name": "train", "source": "my.jsonl", "rows": 2000, "sha256": None, "rejected": 310, "truncated": None}
+    ]
     put(folder, "run.json", manifest(status="interrupted", finished=None, git=dirty, data=rejecting, artefact=None))
     put(folder, "metrics.jsonl", metrics()[:150])
     with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
@@ -186,7 +272,11 @@ def sparse(folder: Path) -> Path:
     put(folder, "run.json", {"name": "sparse", "status": "done", "method": {"objective": "dpo"}})
     put(folder, "results.json", json.loads(json.dumps(found)))
     put(folder, "metrics.jsonl", [row for row in broken if "eval_loss" not in row])
-    put(folder, "samples.jsonl", [{"prompt": "p", "tuned": "t"}, {"task": "reverse", "base_score": 0.5, "tuned_score": 0.75}])
+    put(
+        folder,
+        "samples.jsonl",
+        [{"prompt": "p", "tuned": "t"}, {"task": "reverse", "base_score": 0.5, "tuned_score": 0.75}],
+    )
     return folder
 
 
@@ -217,11 +307,19 @@ def hostile(folder: Path) -> Path:
 
 
 METHODS = {
-    "full": (0.985, 0.08, 552_960, 38.0), "hft": (0.968, 0.37, 331_000, 33.0), "lora": (0.955, 0.41, 24_576, 27.0),
-    "dora": (0.958, 0.40, 25_344, 36.0), "ia3": (0.52, 0.86, 1_152, 22.0), "bitfit": (0.60, 0.79, 2_304, 20.5),
-    "prefix": (0.71, 0.74, 7_680, 25.0), "dept": (0.66, 0.82, 5_120, 24.0), "vera": (0.80, 0.63, 1_920, 28.0),
-    "layerwise": (0.94, 0.22, 552_960, 38.5), "greentrainer": (0.95, 0.30, 190_000, 24.5), "half_reset": (0.81, 0.91, 0, 0.4),
-}  # fmt: skip
+    "full": (0.985, 0.08, 552_960, 38.0),
+    "hft": (0.968, 0.37, 331_000, 33.0),
+    "lora": (0.955, 0.41, 24_576, 27.0),
+    "dora": (0.958, 0.40, 25_344, 36.0),
+    "ia3": (0.52, 0.86, 1_152, 22.0),
+    "bitfit": (0.60, 0.79, 2_304, 20.5),
+    "prefix": (0.71, 0.74, 7_680, 25.0),
+    "dept": (0.66, 0.82, 5_120, 24.0),
+    "vera": (0.80, 0.63, 1_920, 28.0),
+    "layerwise": (0.94, 0.22, 552_960, 38.5),
+    "greentrainer": (0.95, 0.30, 190_000, 24.5),
+    "half_reset": (0.81, 0.91, 0, 0.4),
+}
 
 
 def compare_folder(
@@ -234,8 +332,10 @@ def compare_folder(
         for seed in seeds:
             run = f"runs/{method}-{seed}"
             if (method, seed) == failing:
-                error = "RuntimeError: The size of tensor a (64) must match the size of tensor b (96)\n  in tuners/dora.py"
-                cells.append({"method": method, "seed": seed, "run": run, "status": "failed", "results": None, "error": error})
+                error = "RuntimeError: The size of tensor a (64) must match tensor b (96)\n  in tuners/dora.py"
+                cells.append(
+                    {"method": method, "seed": seed, "run": run, "status": "failed", "results": None, "error": error}
+                )
                 continue
             numbers = {
                 "quality": round(min(1.0, quality + dice.gauss(0, 0.008)), 3),
@@ -246,12 +346,19 @@ def compare_folder(
             run_folder(folder / run, seed=seed, name=f"{method}-{seed}", **numbers)
             cells.append({"method": method, "seed": seed, "run": run, "status": "done", "results": results(**numbers)})
     found = {
-        "kind": "compare", "name": "Five ways to learn to reverse", "status": "done", "recipe": manifest()["recipe"],
-        "methods": methods, "seeds": seeds,
+        "kind": "compare",
+        "name": "Five ways to learn to reverse",
+        "status": "done",
+        "recipe": manifest()["recipe"],
+        "methods": methods,
+        "seeds": seeds,
         "target": {"task": "reverse", "metric": "exact_match", "higher_is_better": True, "title": "Reverse"},
-        "retention": {"tasks": ["facts", "copy", "sums"]}, "cells": cells,
-        "manifest": manifest("compare", kind="compare", command="luthier compare recipe.yaml --methods " + ",".join(methods)),
-    }  # fmt: skip
+        "retention": {"tasks": ["facts", "copy", "sums"]},
+        "cells": cells,
+        "manifest": manifest(
+            "compare", kind="compare", command="luthier compare recipe.yaml --methods " + ",".join(methods)
+        ),
+    }
     put(folder, "compare.json", {**found, **changed})
     return folder
 

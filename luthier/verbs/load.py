@@ -1,0 +1,207 @@
+"""Load a model by name: an embedded one, a folder, a run, an adapter folder or a hub id."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from luthier.core.config import ModelSettings
+from luthier.core.method import LuthierError
+from luthier.core.runs import hash_tensors
+from luthier.core.subject import Subject
+
+AUTO = {
+    "causal_lm": "AutoModelForCausalLM",
+    "seq2seq_lm": "AutoModelForSeq2SeqLM",
+    "masked_lm": "AutoModelForMaskedLM",
+    "classification": "AutoModelForSequenceClassification",
+}
+
+
+@dataclass
+class Loaded:
+    """A model ready to tune or to ask.
+
+    model      transformers model, or PeftModel where `name` is an adapter folder or a run that made one
+    tokenizer  its tokenizer
+    task       head: "causal_lm", "seq2seq_lm", "masked_lm" or "classification"
+    name       what it was loaded by;  path  folder or hub id that transformers read
+    """
+
+    model: Any
+    tokenizer: Any
+    task: str
+    name: str
+    path: str
+
+    def subject(self, decoder: Any = None, seed: int = 0) -> Subject:
+        """The model as something that can be asked questions."""
+        return Subject(self.model, self.tokenizer, task=self.task, decoder=decoder, name=self.name, seed=seed)
+
+    def manifest(self) -> dict[str, Any]:
+        parameters = sum(p.numel() for p in self.model.parameters())
+        return {"name": self.name, "sha256": hash_tensors(self.model.state_dict().items()), "parameters": parameters}
+
+
+def load(
+    model: str | Path | ModelSettings,
+    task: str = "auto",
+    num_labels: int | None = None,
+    label_names: list[str] | None = None,
+) -> Loaded:
+    """Load `model` for `task`. Raises LuthierError with one line where it cannot be found or read.
+
+    `model` may be an embedded name ("nano-1m"), a transformers folder, a llama2.c checkpoint (.bin), a luthier run, a peft
+    adapter folder (its base is loaded too) or a hub id.
+    """
+    settings = model if isinstance(model, ModelSettings) else ModelSettings(model_name_or_path=str(model))
+    task = settings.task if task == "auto" else task
+    name = settings.model_name_or_path
+    if settings.adapter:
+        return _with_adapter(settings, Path(settings.adapter), task, num_labels, label_names)
+    path = _run_output(Path(name).expanduser())
+    if (path / "adapter_config.json").exists():
+        base = json.loads((path / "adapter_config.json").read_text())["base_model_name_or_path"]
+        found = settings.model_copy(update={"model_name_or_path": base, "adapter": str(path)})
+        out = _with_adapter(found, path, task, num_labels, label_names)
+        out.name = name
+        return out
+    if path.suffix == ".bin" and path.is_file():
+        from luthier.core.llama2c import load_checkpoint
+
+        lm, tokenizer = load_checkpoint(path)
+        return Loaded(lm, tokenizer, "causal_lm", name, str(path))
+    return _plain(settings, name, path, task, num_labels, label_names)
+
+
+def _run_output(path: Path) -> Path:
+    """The tuned model inside a run folder, or `path` itself."""
+    if (path / "run.json").exists():
+        for kind in ("adapter", "model"):
+            if (path / kind).is_dir():
+                return path / kind
+        raise LuthierError(f"{path}: this run holds no tuned model (status {json.loads((path / 'run.json').read_text())['status']})")
+    return path
+
+
+def _plain(
+    settings: ModelSettings, name: str, path: Path, task: str, num_labels: int | None, label_names: list[str] | None
+) -> Loaded:
+    import torch
+    import transformers
+    from transformers import AutoConfig, AutoTokenizer
+
+    where = _where(name, path)
+    common: dict[str, Any] = {"revision": settings.revision or "main", "trust_remote_code": settings.trust_remote_code}
+    try:
+        config = AutoConfig.from_pretrained(where, **common)
+        task = _task_of(config) if task == "auto" else task
+        if getattr(config, "is_encoder_decoder", False) and task == "causal_lm":
+            task = "seq2seq_lm"
+        extra: dict[str, Any] = {}
+        if task == "classification":
+            extra["num_labels"] = num_labels or settings.num_labels or getattr(config, "num_labels", 2)
+            if label_names:
+                extra["id2label"] = dict(enumerate(label_names))
+                extra["label2id"] = {n: i for i, n in enumerate(label_names)}
+        if settings.attn_implementation:
+            extra["attn_implementation"] = settings.attn_implementation
+        dtype = "auto" if settings.dtype == "auto" else getattr(torch, settings.dtype)
+        with _quiet():
+            model = getattr(transformers, AUTO[task]).from_pretrained(where, dtype=dtype, **extra, **common)
+        tokenizer = AutoTokenizer.from_pretrained(settings.tokenizer or where, **common)
+    except (OSError, ValueError, KeyError) as error:
+        raise LuthierError(f"model '{name}' cannot be loaded: {_first_line(error)}") from error
+    if tokenizer.pad_token_id is None:  # padding is masked by length, never by id, so any id serves
+        tokenizer.pad_token = tokenizer.eos_token
+    if task == "classification" and model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
+    return Loaded(model, tokenizer, task, name, where)
+
+
+def _where(name: str, path: Path) -> str:
+    from luthier import sandbox
+
+    if name in sandbox.model_names():
+        return str(sandbox.model_path(name))
+    if path.is_dir() or "/" in name and not path.parent.is_dir():
+        return str(path) if path.is_dir() else name
+    near = difflib.get_close_matches(name, sandbox.model_names(), 1)
+    if near and not path.exists():
+        raise LuthierError(f"model '{name}' is not known: did you mean '{near[0]}'?")
+    return name
+
+
+def _task_of(config: Any) -> str:
+    names = " ".join(config.architectures or [])
+    for ending, task in (
+        ("SequenceClassification", "classification"),
+        ("MaskedLM", "masked_lm"),
+        ("ConditionalGeneration", "seq2seq_lm"),
+    ):
+        if ending in names:
+            return task
+    return "seq2seq_lm" if getattr(config, "is_encoder_decoder", False) else "causal_lm"
+
+
+def _with_adapter(
+    settings: ModelSettings, adapter: Path, task: str, num_labels: int | None, label_names: list[str] | None
+) -> Loaded:
+    import luthier.tuners  # noqa: F401  registers luthier's adapter types
+    from peft import PeftModel
+
+    told = json.loads((adapter / "adapter_config.json").read_text()) if (adapter / "adapter_config.json").exists() else None
+    if told is None:
+        raise LuthierError(f"{adapter}: no adapter_config.json: this is not an adapter folder")
+    if task == "auto" and told.get("task_type") == "SEQ_CLS":
+        task = "classification"
+    if task == "classification" and num_labels is None:
+        num_labels, label_names = _head_labels(adapter)
+    base = load(settings.model_copy(update={"adapter": None}), task, num_labels, label_names)
+    try:
+        base.model = PeftModel.from_pretrained(base.model, str(adapter), is_trainable=False)
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise LuthierError(f"{adapter}: this adapter does not fit '{base.name}': {_first_line(error)}") from error
+    base.path = str(adapter)
+    return base
+
+
+def _head_labels(adapter: Path) -> tuple[int | None, list[str] | None]:
+    """Class names that a run wrote beside its adapter."""
+    file = adapter / "labels.json"
+    names = json.loads(file.read_text()) if file.exists() else None
+    return (len(names), names) if names else (None, None)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+class _quiet:
+    """Silences transformers' progress bars and its notice about new heads, which the run reports itself."""
+
+    def __enter__(self) -> None:
+        from transformers.utils import logging
+
+        self.level = logging.get_verbosity()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+    def __exit__(self, *error: object) -> None:
+        from transformers.utils import logging
+
+        logging.set_verbosity(self.level)
+
+
+def decoder_of(told: dict[str, Any]) -> Any:
+    """A decoding method from a recipe section."""
+    from luthier.core.config import build
+
+    return build("decoding", told, "decoding")
+
+

@@ -1,0 +1,490 @@
+"""`luthier run`: tune, measure before and after, write a run folder with its report."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+import luthier
+from luthier.core import config, runs
+from luthier.core.config import Recipe
+from luthier.core.loop import Diverged, Fitted, Interrupted, Loop, LoopCallback, make_accelerator
+from luthier.core.method import LuthierError, Objective, Tuner
+from luthier.core.references import reference_logp
+from luthier.core.runs import RunFolder
+from luthier.verbs._display import Display, FromTransformers, Trackers
+from luthier.verbs.load import Loaded, load
+
+
+@dataclass
+class RunResult:
+    """A finished run.
+
+    folder   where it is;  results  what results.json holds;  fitted  what the loop told
+    loaded   the tuned model, ready to ask
+    """
+
+    folder: Path
+    results: dict[str, Any]
+    fitted: Fitted
+    loaded: Loaded
+
+    @property
+    def report(self) -> Path:
+        return self.folder / "report.html"
+
+
+@dataclass
+class Prepared:
+    """Everything that a run needs before its first step."""
+
+    recipe: Recipe
+    loaded: Loaded
+    tuner: Tuner
+    objective: Objective
+    train: Any
+    held_out: Any
+    tasks: list[Any] = field(default_factory=list)
+
+
+def run(
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    resume: bool | str | None = None,
+    callbacks: Sequence[Any] = (),
+    quiet: bool = False,
+    base: Any = None,
+) -> RunResult:
+    """Run a recipe to the end.
+
+    overrides  dotted or flat keys that beat the recipe
+    resume     True: the last checkpoint of output_dir; a path: that checkpoint
+    callbacks  LoopCallback objects or transformers.TrainerCallback objects
+    base       what `measure` told of the untuned model on the same tasks, to save asking it again
+
+    Raises ConfigError for a recipe that cannot be used and LuthierError for everything else that a user can mend.
+    """
+    told = config.recipe(recipe, overrides)
+    resume = resume if resume is not None else told.train.resume_from_checkpoint
+    if told.train.torch_threads:
+        torch.set_num_threads(told.train.torch_threads)
+    folder = RunFolder(told.output_dir or _default_folder(told))
+    accelerator = make_accelerator(told.train, folder.path)
+    main = accelerator.is_main_process
+    say = _speaker(quiet or not main)
+    checkpoint = _checkpoint(folder, resume)
+    ready = prepare(told, say)
+    if main:
+        _open(folder, ready, resumed=checkpoint is not None)
+    accelerator.wait_for_everyone()
+    with _status(folder, main):
+        before = _before(folder, ready, base, say) if main else None
+        references = _references(ready, say)
+        name = ready.loaded.name
+        model = ready.tuner.wrap(ready.loaded.model, ready.loaded.task, told.seed)
+        loop = Loop(
+            model, ready.tuner, ready.objective, ready.train.examples, told.train, ready.loaded.tokenizer.pad_token_id,
+            told.seed, folder, ready.held_out.examples if ready.held_out else None, references,
+            _callbacks(told, callbacks, quiet), accelerator,
+        )  # fmt: skip
+        fitted = loop.fit(checkpoint)
+        tuned = Loaded(loop.whole_model(), ready.loaded.tokenizer, ready.loaded.task, name, str(folder.path))
+        results: dict[str, Any] = {}
+        if main:
+            artefact = save_model(folder.path, tuned, ready)
+            results = _after(folder, ready, tuned, before, fitted, artefact, say)
+        accelerator.wait_for_everyone()
+    if main:
+        _reports(folder, say)
+    return RunResult(folder.path, results, fitted, tuned)
+
+
+# ------------------------------------------------------------------------------------------------- before
+
+
+def prepare(recipe: Recipe, say: Callable[[str], None] = lambda text: None) -> Prepared:
+    """Model, data, methods and tasks of a recipe; every mistake in it shows here, before anything is trained."""
+    from luthier import data
+
+    tuner, objective = recipe.method("tuners", "tuner"), recipe.method("objectives", "objective")
+    recipe.method("decoding", "decoding")
+    if recipe.data.train is None:
+        raise config.ConfigError("recipe: data.train is missing: name a file, a folder, a hub id or sandbox:WORLD")
+    task = objective.task if recipe.model.task == "auto" else recipe.model.task
+    tokenizer = None
+    rows = None
+    if task == "classification":  # the head's size comes from the labels
+        tokenizer = _tokenizer(recipe)
+        rows = _rows(recipe, tokenizer, None)
+        names = rows.report.label_names
+        loaded = load(recipe.model, task, _labels(rows), names)
+    else:
+        loaded = load(recipe.model, task)
+        if loaded.task not in (task, "seq2seq_lm"):
+            raise LuthierError(f"objective '{objective.name}' needs a {task} model; '{loaded.name}' is {loaded.task}")
+    if rows is None:
+        rows = _rows(recipe, loaded.tokenizer, loaded)
+    if rows.source.name not in objective.rows:
+        raise LuthierError(
+            f"objective '{objective.name}' takes rows of type {', '.join(objective.rows)}; these are '{rows.source.name}' "
+            f"({rows.report.why}): change objective, or map the columns with data.columns"
+        )
+    objective = objective.for_tokenizer(loaded.tokenizer)
+    report = rows.report
+    say(f"{report.examples:,} {report.type} rows, {report.trained_tokens:,} of {report.tokens:,} tokens trained")
+    if report.rejected:
+        first = report.rejected[0]
+        say(f"{len(report.rejected)} rows rejected; the first: {first.origin}: {first.reason}")
+    if report.truncated:
+        say(f"{report.truncated} rows cut to max_length, {report.answers_cut} of them lost trained tokens")
+    return Prepared(recipe, loaded, tuner, objective, *_held_out(recipe, rows, loaded), _tasks(recipe))
+
+
+def _tokenizer(recipe: Recipe) -> Any:
+    from transformers import AutoTokenizer
+
+    from luthier.verbs.load import _where
+
+    name = recipe.model.tokenizer or recipe.model.model_name_or_path
+    try:
+        return AutoTokenizer.from_pretrained(_where(name, Path(name)), trust_remote_code=recipe.model.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise LuthierError(f"model '{name}' cannot be loaded: {str(error).splitlines()[0]}") from error
+
+
+def _rows(recipe: Recipe, tokenizer: Any, loaded: Loaded | None, source: Any = None, like: Any = None) -> Any:
+    from luthier import data
+
+    told = recipe.data
+    options = dict(told.options)
+    if "max_length" not in options and like is None:
+        window = loaded.subject().window if loaded else getattr(tokenizer, "model_max_length", None)
+        if window and window < 10**9:
+            options["max_length"] = window
+    return data.prepare(
+        source if source is not None else told.train,
+        tokenizer=tokenizer,
+        type=like if like is not None else told.type,
+        columns=told.columns,
+        template=told.template,
+        options={} if like is not None else options,
+        limit=told.limit if like is None else None,
+        seed=recipe.seed,
+        cache_dir=told.cache_dir,
+    )
+
+
+def _labels(rows: Any) -> int:
+    first = rows.examples[0].label
+    if isinstance(first, list):
+        return len(first)
+    return len(rows.report.label_names) if rows.report.label_names else 1
+
+
+def _held_out(recipe: Recipe, rows: Any, loaded: Loaded) -> tuple[Any, Any]:
+    """(training rows, held-out rows or None)."""
+    from luthier import data
+
+    told = recipe.data
+    if told.eval is not None:
+        return rows, _rows(recipe, loaded.tokenizer, loaded, told.eval, like=rows.source)
+    if not told.val_size:
+        return rows, None
+    table = data.read(told.train, columns=told.columns, template=told.template, limit=told.limit, seed=recipe.seed)
+    kept, held = data.split(table, told.val_size, seed=recipe.seed, stratify=told.stratify, group=told.group)
+    train = data.prepare(kept, tokenizer=loaded.tokenizer, type=rows.source, seed=recipe.seed)
+    return train, data.prepare(held, tokenizer=loaded.tokenizer, type=rows.source, seed=recipe.seed)
+
+
+def _tasks(recipe: Recipe) -> list[Any]:
+    from luthier import evaluation
+
+    told = recipe.evaluate
+    return evaluation.tasks(told.tasks, limit=told.limit, drift=told.drift)
+
+
+def _references(ready: Prepared, say: Callable[[str], None]) -> list[Tensor] | None:
+    if not ready.objective.reference:
+        return None
+    logp, reused = reference_logp(
+        ready.loaded.model, ready.train.examples, ready.loaded.tokenizer.pad_token_id, ready.recipe.train
+    )
+    say("reference log-probabilities " + ("read from the store" if reused else "computed once and stored"))
+    return logp
+
+
+def _callbacks(recipe: Recipe, given: Sequence[Any], quiet: bool) -> list[LoopCallback]:
+    out: list[LoopCallback] = [] if quiet else [Display(recipe.name or recipe.tuner["name"])]
+    own = [c for c in given if isinstance(c, LoopCallback)]
+    foreign = [c for c in given if not isinstance(c, LoopCallback)]
+    if foreign:
+        own.append(FromTransformers(foreign, recipe.train))
+    if recipe.train.report_to not in ("none", [], None):
+        own.append(Trackers(recipe.name or "luthier", recipe.resolved()["train"]))
+    return out + own
+
+
+def _default_folder(recipe: Recipe) -> str:
+    model = Path(recipe.model.model_name_or_path).name
+    return f"runs/{recipe.name or '-'.join([model, recipe.tuner['name'], recipe.objective['name']])}"
+
+
+def _checkpoint(folder: RunFolder, resume: bool | str | None) -> Path | None:
+    if not resume:
+        return None
+    folder.sweep()
+    if isinstance(resume, str):
+        path = Path(resume)
+        if not (path / "trainer_state.json").exists():
+            raise LuthierError(f"{path}: no trainer_state.json: this is not a checkpoint")
+        return path
+    if not (folder.path / "run.json").exists():
+        raise LuthierError(f"{folder.path}: nothing to resume: no run.json there")
+    return folder.last_checkpoint()
+
+
+# ------------------------------------------------------------------------------------------------ manifest
+
+
+def _open(folder: RunFolder, ready: Prepared, resumed: bool) -> None:
+    recipe = ready.recipe
+    if (folder.path / "run.json").exists() and (resumed or recipe.train.resume_from_checkpoint or _unfinished(folder)):
+        _same_recipe(folder, recipe)
+        folder.update(status="running", resumed=runs.now())
+        if not resumed:
+            folder.rewind(-1)
+        return
+    entry = luthier.core.catalog.entry("tuners", recipe.tuner["name"])
+    folder.create(
+        {
+            "luthier": luthier.__version__,
+            "kind": "run",
+            "name": recipe.name or folder.path.name,
+            "status": "running",
+            "started": runs.now(),
+            "finished": None,
+            "command": runs.command_line(),
+            "recipe": recipe.resolved(),
+            "versions": runs.versions(),
+            "device": runs.device(),
+            "git": runs.git(),
+            "seeds": {"seed": recipe.seed, "data_seed": recipe.train.data_seed},
+            "data": [_data_row("train", ready.train)] + ([_data_row("eval", ready.held_out)] if ready.held_out else []),
+            "base": ready.loaded.manifest(),
+            "method": {
+                "tuner": recipe.tuner["name"],
+                "objective": recipe.objective["name"],
+                "title": entry.title,
+                "paper": entry.paper,
+                "summary": entry.header.split("\n\n")[0],
+            },
+        }
+    )
+    runs.write_text(folder.path / "recipe.yaml", yaml.safe_dump(recipe.resolved(), sort_keys=False))
+
+
+def _unfinished(folder: RunFolder) -> bool:
+    """A run that never came to its first checkpoint may be started over in place."""
+    return folder.manifest["status"] in ("running", "failed", "interrupted") and not folder.checkpoints()
+
+
+def _same_recipe(folder: RunFolder, recipe: Recipe) -> None:
+    before, now = folder.manifest["recipe"], recipe.resolved()
+    free = ("output_dir", "evaluate", "name", "compare")
+    for section, value in now.items():
+        old = before.get(section)
+        if isinstance(value, dict) and isinstance(old, dict):
+            value = {k: v for k, v in value.items() if k not in ("resume_from_checkpoint", "torch_threads", "report_to")}
+            old = {k: v for k, v in old.items() if k not in ("resume_from_checkpoint", "torch_threads", "report_to")}
+        if section not in free and old != value:
+            raise LuthierError(f"{folder.path}: the recipe's '{section}' is not that of the run to resume: {old} is now {value}")
+
+
+def _data_row(name: str, rows: Any) -> dict[str, Any]:
+    report = rows.report
+    return {
+        "name": name,
+        "source": ", ".join(report.sources),
+        "type": report.type,
+        "rows": report.examples,
+        "tokens": report.tokens,
+        "trained_tokens": report.trained_tokens,
+        "sha256": report.sha256,
+        "rejected": len(report.rejected),
+        "truncated": report.truncated,
+        "template": report.template,
+    }
+
+
+@contextmanager
+def _status(folder: RunFolder, main: bool) -> Any:
+    """The manifest tells how the run ended, whatever happens."""
+    try:
+        yield
+    except (Interrupted, KeyboardInterrupt):
+        if main:
+            folder.update(status="interrupted", finished=runs.now())
+        raise
+    except Exception as error:
+        if main:
+            _try_update(folder, status="failed", finished=runs.now(), error=str(error))
+        raise
+    if main:
+        folder.update(status="done", finished=runs.now())
+
+
+def _try_update(folder: RunFolder, **changes: Any) -> None:
+    """Say how it ended if the disk still takes it; the error that ended the run matters more."""
+    try:
+        folder.update(**changes)
+    except LuthierError as error:
+        warnings.warn(str(error), stacklevel=2)
+
+
+# ------------------------------------------------------------------------------------------------- measure
+
+
+def _before(folder: RunFolder, ready: Prepared, base: Any, say: Callable[[str], None]) -> Any:
+    from luthier import evaluation
+
+    if not ready.tasks:
+        return None
+    if base is not None:
+        return base
+    say(f"measuring the base model on {len(ready.tasks)} tasks")
+    decoder = ready.recipe.method("decoding", "decoding")
+    return evaluation.measure(ready.loaded.subject(decoder, ready.recipe.seed), ready.tasks)
+
+
+def _after(
+    folder: RunFolder,
+    ready: Prepared,
+    tuned: Loaded,
+    before: Any,
+    fitted: Fitted,
+    artefact: dict[str, Any],
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    from luthier import evaluation
+
+    cost = {**fitted.cost, "stored_bytes": artefact["bytes"], "stored_parameters": artefact.pop("parameters")}
+    results: dict[str, Any] = {"tasks": {}, "base": {}, "tuned": {}, "paired": {}}
+    if before is not None:
+        say("measuring the tuned model")
+        decoder = ready.recipe.method("decoding", "decoding")
+        after = evaluation.measure(tuned.subject(decoder, ready.recipe.seed), ready.tasks, base=before)
+        results = evaluation.pair(before, after)
+        runs.write_lines(folder.path / "samples.jsonl", evaluation.samples(before, after, ready.recipe.evaluate.samples))
+        runs.write_lines(folder.path / "generated_predictions.jsonl", evaluation.predictions(after))
+    results["cost"] = cost
+    folder.update(artefact=artefact)
+    runs.write_json(folder.path / "results.json", results)
+    _transformers_files(folder, fitted, results)
+    return results
+
+
+def _transformers_files(folder: RunFolder, fitted: Fitted, results: dict[str, Any]) -> None:
+    """The files that users of transformers' Trainer look for."""
+    train = {
+        "train_loss": fitted.loss,
+        "train_runtime": fitted.seconds,
+        "train_steps_per_second": fitted.steps / max(fitted.seconds, 1e-9),
+        "total_flos": fitted.cost["train_flops"],
+    }
+    measured = {f"eval_{t}_{m}": v["value"] for t, ms in results["tuned"].items() for m, v in ms.items()}
+    losses = [r for r in fitted.log if "eval_loss" in r]
+    if losses:
+        measured["eval_loss"] = losses[-1]["eval_loss"]
+    runs.write_json(folder.path / "train_results.json", train)
+    runs.write_json(folder.path / "eval_results.json", measured)
+    runs.write_json(folder.path / "all_results.json", {**train, **measured})
+    state = {"global_step": fitted.steps, "log_history": fitted.log, "best_model_checkpoint": fitted.best}
+    runs.write_json(folder.path / "trainer_state.json", state)
+
+
+def save_model(folder: Path, tuned: Loaded, ready: Prepared) -> dict[str, Any]:
+    """Write `model/` or `adapter/` with tokenizer, template and model card; what it weighs, for the manifest."""
+    kind = ready.tuner.artefact
+    target = folder / kind
+    names = ready.train.report.label_names
+
+    def write(part: Path) -> None:
+        tuned.model.save_pretrained(part)
+        tuned.tokenizer.save_pretrained(part)
+        if names:
+            (part / "labels.json").write_text(json.dumps(names))
+        if kind == "adapter":
+            _name_base(part / "adapter_config.json", ready)
+        (part / "README.md").write_text(_card(ready), encoding="utf-8")
+
+    runs.write_folder(target, write)
+    weights = [f for f in target.glob("*.safetensors")]
+    from safetensors import safe_open
+
+    scalars = 0
+    for file in weights:
+        with safe_open(file, "pt") as held:
+            scalars += sum(_numel(held.get_slice(k).get_shape()) for k in held.keys())  # noqa: SIM118
+    return {
+        "kind": kind,
+        "path": kind,
+        "bytes": sum(f.stat().st_size for f in weights),
+        "sha256": runs.hash_files(target),
+        "parameters": scalars,
+    }
+
+
+def _numel(shape: Sequence[int]) -> int:
+    out = 1
+    for n in shape:
+        out *= n
+    return out
+
+
+def _name_base(file: Path, ready: Prepared) -> None:
+    """The base by the name or absolute path that finds it again, whatever the working directory."""
+    told = json.loads(file.read_text())
+    told["base_model_name_or_path"] = ready.loaded.path if Path(ready.loaded.path).exists() else ready.loaded.name
+    file.write_text(json.dumps(told, indent=2))
+
+
+def _card(ready: Prepared) -> str:
+    recipe = ready.recipe
+    name, tuner, objective = ready.loaded.name, recipe.tuner["name"], recipe.objective["name"]
+    kind = "peft" if ready.tuner.artefact == "adapter" else "transformers"
+    dump = yaml.safe_dump(recipe.resolved(), sort_keys=False)
+    return (
+        f"---\nbase_model: {name}\nlibrary_name: {kind}\ntags:\n- luthier\n- {tuner}\n- {objective}\n---\n\n"
+        f"# {recipe.name or tuner}\n\n{name} tuned by `{tuner}` under `{objective}` with luthier {luthier.__version__}.\n\n"
+        f"Trained on {ready.train.report.examples:,} {ready.train.report.type} rows "
+        f"(sha256 {ready.train.report.sha256[:12]}).\n\n```yaml\n{dump}```\n"
+    )
+
+
+def _reports(folder: RunFolder, say: Callable[[str], None]) -> None:
+    from luthier import report
+
+    path = report.write_run_report(folder.path)
+    report.save_png(folder.path)
+    say(f"report: {path}")
+
+
+def _speaker(quiet: bool) -> Callable[[str], None]:
+    if quiet:
+        return lambda text: None
+    import sys
+
+    return lambda text: print(text, file=sys.stderr, flush=True)
+
+
+__all__ = ["Diverged", "Interrupted", "Prepared", "RunResult", "prepare", "run"]
