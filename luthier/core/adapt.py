@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import peft
@@ -29,7 +30,7 @@ from transformers.pytorch_utils import Conv1D
 
 from luthier.core.anatomy import TASK_HEADS, Anatomy, anatomy, base_transformer, kind_of
 from luthier.core.batch import positions_from_mask
-from luthier.core.method import Refusal, Tuner
+from luthier.core.method import TUNER_CAPABILITIES, Refusal, Tuner
 
 PEFT_TASKS = {
     "causal_lm": "CAUSAL_LM",
@@ -508,6 +509,38 @@ class PromptTuner(BridgedTuner):
     def build_for(self, target: nn.Module, model: nn.Module, name: str) -> nn.Module:
         table = target.get_input_embeddings().weight.detach()
         return self.build(table.shape[1], table)
+
+
+# ------------------------------------------------------------------------------------------ asking for more
+
+
+def demand(tuner: Tuner, capability: str) -> None:
+    """Raises Refusal unless the tuner claims `capability` (a key of TUNER_CAPABILITIES)."""
+    if capability not in tuner.capabilities:
+        raise Refusal(f"{tuner.name} lacks the capability '{capability}' ({TUNER_CAPABILITIES[capability]})")
+
+
+def merged(tuner: Tuner, model: nn.Module) -> nn.Module:
+    """The base with what was learned written into its weights: an ordinary model. Raises Refusal."""
+    demand(tuner, "merge")
+    return model.merge_and_unload()
+
+
+@contextmanager
+def switched_off(tuner: Tuner, model: nn.Module) -> Iterator[nn.Module]:
+    """The base, while the context lasts. Raises Refusal."""
+    demand(tuner, "off")
+    with model.disable_adapter():
+        yield model
+
+
+def add_adapter(tuner: Tuner, model: nn.Module, name: str, task: str, seed: int = 0) -> None:
+    """A further adapter under `name` on a wrapped model, inactive until `set_adapter(name)`. Raises Refusal."""
+    demand(tuner, "several")
+    assert isinstance(tuner, PeftTuner)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model.add_adapter(name, tuner.peft_config(base_transformer(model), task))
 
 
 Activation = Callable[[Tensor], Tensor]

@@ -308,7 +308,7 @@ class Subject:
                 yield i, logp
 
     def class_probabilities(self, texts: Sequence[str | tuple[str, str]]) -> np.ndarray:
-        """Probabilities (n, C) of a task head; independent ones where several labels may hold, numbers for a regression."""
+        """Probabilities (n, C) of a task head; independent ones for several labels, numbers for a regression."""
         if self.task != "classification":
             raise Refusal(f"class probabilities need a classification head, this subject is a {self.task}")
         pairs = [(t, None) if isinstance(t, str) else tuple(t) for t in texts]

@@ -1,8 +1,8 @@
 """Which type rows have, by the names of their columns; where these do not settle it, an error and never a guess.
 
 Every file of this folder whose class says `detected = True` is a type; what it needs is its own `columns`. A type is
-found when all that it needs is there. Where one type needs everything that another needs and more (prompt, completion,
-label against prompt, completion), the one that needs more is meant. Anything else that leaves two is ambiguous.
+found when all that it needs is there. Where one type reads everything that another needs and more (prompt, completion,
+label against prompt, completion), the one that reads more is meant. Anything else that leaves two is ambiguous.
 """
 
 from __future__ import annotations
@@ -65,8 +65,13 @@ def detect(columns: Sequence[str]) -> tuple[str, str]:
     """(type, why) of rows with these columns."""
     have = set(columns)
     needs = {name: cls.columns for name, cls in row_types().items()} | {n: c for n, (c, _) in _UNTAKEN.items()}
+    reads = {name: set(cls.optional) for name, cls in row_types().items()}  # type: ignore[attr-defined]
     matches = [(name, way) for name, entries in needs.items() for way in _ways(entries) if way <= have]
-    kept = [(name, way) for name, way in matches if not any(way < other for _, other in matches)]
+
+    def beaten(name: str, way: frozenset[str]) -> bool:
+        return any(way < other | reads.get(n, set()) and not way >= other for n, other in matches if n != name)
+
+    kept = [(name, way) for name, way in matches if not beaten(name, way)]
     if not kept:
         raise LuthierError(f"data: no row type has the columns {_list(columns)}; {_help()}")
     if len(kept) > 1:
@@ -75,8 +80,8 @@ def detect(columns: Sequence[str]) -> tuple[str, str]:
     name, way = kept[0]
     if name in _UNTAKEN:
         raise LuthierError(f"data: columns {_list(c for c in columns if c in way)}: {_refusal(name)}")
-    beaten = sorted({other for other, w in matches if w < way and other != name})
-    over = f" (more than {_list(beaten)} needs)" if beaten else ""
+    others = sorted({other for other, _ in matches if other != name})
+    over = f" (which is more than {_list(others)})" if others else ""
     return name, f"columns {_list(c for c in columns if c in way)}{over}"
 
 

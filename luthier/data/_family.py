@@ -38,12 +38,14 @@ class RowType(DataSource):
     """A type of rows.
 
     detected         found from the columns of the data (False: used only when named)
+    optional         columns that are read where they are there
     max_length       tokens of a sequence (of prompt and one answer, in groups); None: no limit
     truncation_mode  which end of a longer sequence is kept
     overlong         truncate: cut and count; reject: drop and report
     """
 
     detected: ClassVar[bool] = False
+    optional: ClassVar[tuple[str, ...]] = ()
     max_length: int | None = 1024
     truncation_mode: Literal["keep_start", "keep_end"] = "keep_start"
     overlong: Literal["truncate", "reject"] = "truncate"
@@ -128,7 +130,8 @@ class Conversational(RowType):
 
     system               system message of conversations that have none
     chat_template_path   template in place of the tokenizer's: a file, a model folder, "chatml" or "plain"
-    apply_chat_template  auto: where there is a template; true: insist on one; false: plain concatenation
+    apply_chat_template  auto: messages are rendered, plain texts are joined as they are; true: plain texts are rendered
+                         as messages too; false: nothing is rendered
     """
 
     system: str | None = None
@@ -147,13 +150,19 @@ class Conversational(RowType):
     def template(self, tokenizer: Any) -> ChatTemplate | None:
         source = self.template_text(tokenizer)
         if source is None:
-            if self.system:
-                raise LuthierError(f"system: a system message needs a chat template, and {_NO_TEMPLATE}")
             return None
         known = _TEMPLATES.setdefault(tokenizer, {})
         if source not in known:
             known[source] = ChatTemplate(source, tokenizer)
         return known[source]
+
+    def joins(self, tokenizer: Any) -> bool:
+        """Whether plain texts are joined as they are. They cannot be where a system message is asked for."""
+        if self.system and self.apply_chat_template == "auto":
+            raise LuthierError(
+                "system: plain texts have no system message; say apply_chat_template: true to render them"
+            )
+        return self.apply_chat_template is not True
 
     def conversation(self, tokenizer: Any) -> ChatTemplate:
         """The template, for rows that cannot do without."""
@@ -202,11 +211,10 @@ class GroupRows(Conversational):
 
     def texts(self, row: Row, tokenizer: Any) -> list[Rendered]:
         prompt, answers, _ = self.group(row)
-        template = self.template(tokenizer)
-        plain = isinstance(prompt, str) and all(isinstance(a, str) for a in answers)
         if prompt is None:
             return self._implicit(answers, tokenizer)
-        if plain and template is None:
+        plain = isinstance(prompt, str) and all(isinstance(a, str) for a in answers)
+        if plain and self.joins(tokenizer):
             return [Rendered(prompt + a, [(len(prompt), len(prompt) + len(a))], True, True) for a in answers]
         asked = as_messages(prompt, "prompt", "user")
         replies = [as_messages(a, f"answer {k + 1}", "assistant") for k, a in enumerate(answers)]

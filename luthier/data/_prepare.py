@@ -122,6 +122,8 @@ def prepare(
     )  # fmt: skip
     template_text = method.template_text(tokenizer) if isinstance(method, _templated()) else None
     report.template = _template_words(template_text, tokenizer)
+    if template_text and method.apply_chat_template == "auto" and all(map(_plain_texts, table.rows)):  # type: ignore[attr-defined]
+        report.template = "none (plain texts; apply_chat_template: true renders them)"
     report.label_names = list(getattr(method, "label_names", None) or []) or None
     path = _cache_path(cache_dir, table, method, template_text, tokenizer)
     held = _cache.load(path) if path else None
@@ -212,6 +214,11 @@ def _template_words(text: str | None, tokenizer: Any) -> str:
 
 def _plain(method: DataSource) -> dict[str, Any]:
     return {f.name: getattr(method, f.name) for f in fields(method)}  # type: ignore[arg-type]
+
+
+def _plain_texts(row: Mapping[str, Any]) -> bool:
+    answers = [row[k] for k in ("messages", "prompt", "completion", "chosen", "rejected") if row.get(k) is not None]
+    return all(isinstance(a, str) for a in answers)
 
 
 # Encoding

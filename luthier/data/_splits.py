@@ -19,6 +19,10 @@ from luthier.core.method import LuthierError
 from luthier.data._reading import RowTable, _dig
 from luthier.data._words import nearest
 
+_CONTENT = (
+    "messages", "prompt", "completion", "chosen", "rejected", "text", "text_pair", "sentence1", "sentence2", "source",
+    "target", "translation", "segments", "input_ids",
+)  # fmt: skip
 _PUNCTUATION = re.compile(r"[\s.,!?;:'\"`“”‘’«»„…()\[\]{}]+")
 
 
@@ -144,8 +148,9 @@ def overlap(train: RowTable, evaluation: RowTable, *, warn: bool = True) -> list
 
 
 def _fingerprints(row: dict[str, Any]) -> list[tuple[str, str]]:
-    """Texts to compare, the strictest first."""
-    texts = list(_strings(row))
+    """Texts to compare, the strictest first. Columns that no row type reads (ids, sources) do not count."""
+    content = {k: row[k] for k in _CONTENT if row.get(k) is not None}
+    texts = list(_strings(content or row))
     prompt = list(_strings(_question(row)))
     out = [("exact", "\n".join(texts)), ("normalised", _normalised(texts)), ("prompt", _normalised(prompt))]
     return [(kind, text) for kind, text in out if text.strip()]
@@ -160,9 +165,7 @@ def _question(row: dict[str, Any]) -> Any:
     for key in ("prompt", "source", "question"):
         if row.get(key):
             return row[key]
-    if row.get("text") and ("label" in row or "labels" in row):
-        return row["text"]
-    return [row["sentence1"], row.get("sentence2") or ""] if row.get("sentence1") else None
+    return None
 
 
 def _strings(value: Any, key: str = "") -> list[str]:

@@ -10,10 +10,10 @@
     train_on_inputs       everything is trained but the begin token; overrides the two above
     train_on_eos          end tokens that are trained: of trained turns, of all turns, of the last trained turn, none
 
-Texts go through the chat template as a user's and an assistant's message where the tokenizer has one; without one, or
-with apply_chat_template: false, prompt and completion are joined as they are and the end token is added.
-Departures: trl trains whole conversations unless told otherwise (assistant_only_loss: false here), and applies no
-template to prompt and completion texts (apply_chat_template: false here).
+Messages go through the chat template. A prompt and a completion that are plain texts are joined as they are and the
+end token is added, as in trl and as prompts are read in evaluation; apply_chat_template: true makes them a user's and
+an assistant's message.
+Departures: trl trains whole conversations unless told otherwise (assistant_only_loss: false here).
 """
 
 from __future__ import annotations
@@ -28,9 +28,12 @@ from luthier.data._family import Conversational, Rendered, TextRows, Wanted, as_
 
 @dataclass(frozen=True)
 class Chat(TextRows, Conversational):
+    paper: ClassVar[str] = ""
+    cards: ClassVar[tuple[int, ...]] = (33,)
     detected: ClassVar[bool] = True
     example_kind: ClassVar[type] = TextExample
     columns: ClassVar[tuple[tuple[str, ...], ...]] = (("messages", "prompt"), ("messages", "completion"))
+    optional: ClassVar[tuple[str, ...]] = ("tools",)
     completion_only_loss: bool = True
     assistant_only_loss: bool = True
     train_on_inputs: bool = False
@@ -44,7 +47,7 @@ class Chat(TextRows, Conversational):
         else:
             prompt, completion = needed(row, "prompt"), needed(row, "completion")
             everything = not self.completion_only_loss
-            if isinstance(prompt, str) and isinstance(completion, str) and self.template(tokenizer) is None:
+            if isinstance(prompt, str) and isinstance(completion, str) and self.joins(tokenizer):
                 return [self._joined(prompt, completion, everything)]
             asked = as_messages(prompt, "prompt", "user")
             messages = asked + as_messages(completion, "completion", "assistant")

@@ -1,6 +1,6 @@
 """Labelled: a text, or two sentences, with a class, a number, or several labels at once.
 
-    in      text, or sentence1 and optional sentence2; label, or labels as a list
+    in      text, or sentence1 and optional sentence2 (or text_pair); label, or labels as a list
     out     LabelledExample: tokens with the tokenizer's own special tokens, and the label
     trained the label; no token is
 
@@ -26,9 +26,12 @@ SINGLE, MULTI, NUMBER = "single_label_classification", "multi_label_classificati
 
 @dataclass(frozen=True)
 class Labelled(RowType):
+    paper: ClassVar[str] = ""
+    cards: ClassVar[tuple[int, ...]] = (33,)
     detected: ClassVar[bool] = True
     example_kind: ClassVar[type] = LabelledExample
     columns: ClassVar[tuple[tuple[str, ...], ...]] = (("text", "sentence1"), ("label", "labels"))
+    optional: ClassVar[tuple[str, ...]] = ("sentence2", "text_pair")
     label_names: tuple[str, ...] | None = None
     problem_type: Literal["auto", "single_label_classification", "multi_label_classification", "regression"] = "auto"
 
@@ -125,7 +128,7 @@ def _call(tokenizer: Any, texts: list[Any], limit: int | None, side: str) -> Any
 
 def _texts(row: dict[str, Any]) -> tuple[str, str | None]:
     first = row.get("text") if row.get("text") is not None else row.get("sentence1")
-    second = row.get("sentence2")
+    second = row.get("sentence2") if row.get("sentence2") is not None else row.get("text_pair")
     if not isinstance(first, str) or not (second is None or isinstance(second, str)):
         raise RowError("no 'text' or 'sentence1'" if first is None else "the text is not text")
     return first, second

@@ -22,6 +22,8 @@ from luthier.data._family import Encoded, RowType, Tokens, cut, nearest, needed
 
 @dataclass(frozen=True)
 class Parallel(RowType):
+    paper: ClassVar[str] = ""
+    cards: ClassVar[tuple[int, ...]] = (33,)
     detected: ClassVar[bool] = True
     example_kind: ClassVar[type] = SourceTargetExample
     columns: ClassVar[tuple[tuple[str, ...], ...]] = (("source", "translation"), ("target", "translation"))

@@ -5,8 +5,8 @@
     out     GroupExample of two answers, chosen first; scores as given, else 1 and 0
     trained all tokens of both answers, their end token included; never the prompt
 
-max_length bounds the prompt with its longer answer. Texts go through the chat template as in `chat`, except those
-that hold their prompt themselves: these are formatted already.
+max_length bounds the prompt with its longer answer. Messages go through the chat template, plain texts are joined as
+they are (see `chat`).
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ from luthier.data._family import GroupRows, needed
 
 @dataclass(frozen=True)
 class Preference(GroupRows):
+    paper: ClassVar[str] = ""
+    cards: ClassVar[tuple[int, ...]] = (33,)
     detected: ClassVar[bool] = True
     columns: ClassVar[tuple[tuple[str, ...], ...]] = (("chosen",), ("rejected",))
+    optional: ClassVar[tuple[str, ...]] = ("prompt", "tools", "score_chosen", "score_rejected")
 
     def group(self, row: dict[str, Any]) -> tuple[Any, list[Any], list[float]]:
         chosen, rejected = needed(row, "chosen"), needed(row, "rejected")

@@ -18,6 +18,8 @@ from luthier.data._family import Rendered, TextRows, needed
 
 @dataclass(frozen=True)
 class Segments(TextRows):
+    paper: ClassVar[str] = ""
+    cards: ClassVar[tuple[int, ...]] = (33,)
     detected: ClassVar[bool] = True
     columns: ClassVar[tuple[tuple[str, ...], ...]] = (("segments",),)
 

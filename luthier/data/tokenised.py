@@ -18,8 +18,11 @@ from luthier.data._family import Encoded, Rendered, TextRows, Tokens, needed
 
 @dataclass(frozen=True)
 class Tokenised(TextRows):
+    paper: ClassVar[str] = ""
+    cards: ClassVar[tuple[int, ...]] = (33,)
     detected: ClassVar[bool] = True
     columns: ClassVar[tuple[tuple[str, ...], ...]] = (("input_ids",),)
+    optional: ClassVar[tuple[str, ...]] = ("labels", "attention_mask")
 
     def texts(self, row: dict[str, Any], tokenizer: Any) -> list[Rendered]:
         return []

@@ -18,8 +18,11 @@ _JUDGED = {"true": 1.0, "false": 0.0, "1": 1.0, "0": 0.0}
 
 @dataclass(frozen=True)
 class Unpaired(GroupRows):
+    paper: ClassVar[str] = ""
+    cards: ClassVar[tuple[int, ...]] = (33,)
     detected: ClassVar[bool] = True
     columns: ClassVar[tuple[tuple[str, ...], ...]] = (("prompt",), ("completion",), ("label",))
+    optional: ClassVar[tuple[str, ...]] = ("tools",)
 
     def group(self, row: dict[str, Any]) -> tuple[Any, list[Any], list[float]]:
         label = needed(row, "label")

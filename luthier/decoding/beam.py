@@ -6,7 +6,7 @@
     length_penalty  0 ranks by probability, above 0 favours longer answers
 A row ends when it holds K finished answers and none that still runs has a better score at its present length.
 Cost:       K rows per prompt; the prompt itself is read once.
-Paper:      none of its own; the search of transformers (`early_stopping=False`), which is the oracle of its tests.
+Paper:      Freitag and Al-Onaizan, 2017, arXiv:1702.01806; in the form that transformers has (`early_stopping=False`).
 Departures: none from transformers. Stop strings end a beam as a stop token does.
 """
 

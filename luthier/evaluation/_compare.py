@@ -122,7 +122,9 @@ def _from_file(name: str, folders: Iterable[str | Path]) -> dict[str, Any]:
         raise LuthierError(
             f"no task '{name}'" + (f"; nearest: '{near[0]}'" if near else "") + f"; known: {', '.join(known)}"
         )
-    return {"name": path.stem, **read_yaml(path)}
+    told = {"name": path.stem, **read_yaml(path)}
+    beside = path.parent / str(told.get("data"))
+    return {**told, "data": str(beside)} if beside.is_file() else told
 
 
 def fingerprint(told: Mapping[str, Any]) -> str:

@@ -252,12 +252,15 @@ _TENS = {"twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "sev
 _SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
 _ARTICLES = {"a", "an", "the"}
 _MEASURES = frozenset(
-    """
+    re.findall(
+        r"\w+",
+        """
     kg kilogram kilograms g gram grams lb lbs pound pounds ounce ounces oz ton tons tonnes cm mm km m meter meters
     metre metres kilometer kilometers mile miles foot feet ft inch inches yard yards second seconds minute minutes
     hour hours day days week weeks month months year years old dollar dollars usd euro euros eur cent cents percent
     degree degrees celsius fahrenheit liter liters litre litres ml mph kmh
-    """.split()
+    """,
+    )
 )
 _NUMBER = re.compile(r"^-?\d+(\.\d+)?$")
 

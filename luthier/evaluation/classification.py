@@ -30,6 +30,7 @@ from luthier.evaluation._family import Aggregate, Answers, Item, Scorer, class_s
 
 @dataclass(frozen=True)
 class Classification(Scorer):
+    paper: ClassVar[str] = "Gorodkin, 2004"
     cards: ClassVar[tuple[int, ...]] = (15, 24, 33)
     metrics: ClassVar[dict[str, bool]] = {
         "accuracy": True, "macro_f1": True, "micro_f1": True, "mcc": True, "balanced_accuracy": True,

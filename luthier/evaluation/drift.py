@@ -8,8 +8,7 @@
     tolerated  kl (nats per position) up to which a change is called the same
 The base is asked first and is remembered by its `keep` likeliest tokens, the rest in one bucket, because it may be
 gone when the tuned model is measured. Buckets can only hide divergence: the values are lower bounds, exact for keep=0
-and where keep is at least the vocabulary. Log-probabilities are compared in batches; nothing of size (positions, V)
-is kept.
+and where keep is at least the vocabulary.
 Test:       none: a distance has no sign, and any change at all would be significant. `tolerated` decides.
 Cost:       one forward per text and model.
 Paper:      forward KL to the base as in Shenfeld et al., 2025, arXiv:2509.04259 (forgetting grows with it).

@@ -29,6 +29,7 @@ _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
 
 @dataclass(frozen=True)
 class Regression(Scorer):
+    paper: ClassVar[str] = ""
     cards: ClassVar[tuple[int, ...]] = (33,)
     metrics: ClassVar[dict[str, bool]] = {"pearson": True, "spearman": True, "rmse": False, "answered": True}
     proportions: ClassVar[frozenset[str]] = frozenset({"answered"})

@@ -22,6 +22,7 @@ from luthier.evaluation._family import Answers, Item, Scorer, need
 
 @dataclass(frozen=True)
 class Skills(Scorer):
+    paper: ClassVar[str] = ""
     metrics: ClassVar[dict[str, bool]] = {"score": True}
     sample: ClassVar[str] = "score"
     world: str = "sequence"

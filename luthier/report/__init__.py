@@ -4,8 +4,8 @@
     write_compare_report(folder)    compare.json (and the run folders that it names)      ->  report.html
     save_png(folder)                metrics.jsonl  ->  training_loss.png, training_eval_loss.png
 
-The path of a number: `evidence.py` reads it and judges it, `words.py` says it, `charts.py` draws it, `run.py` and
-`compare.py` choose what a page shows, `page.py` renders and writes. The same input gives the same bytes.
+The path of a number: `evidence.py` reads it and judges it, `words.py` says it, `charts.py` and `scatter.py` draw it,
+`run.py` and `compare.py` choose what a page shows, `page.py` renders and writes. The same input gives the same bytes.
 """
 
 from luthier.report.charts import save_png

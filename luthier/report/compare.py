@@ -219,12 +219,17 @@ def _shower(one: Kept) -> Callable[[Any], str]:
     return lambda value: words.value_words(value, one.is_rate, one.unit)
 
 
+def _priced(cell: Cell, key: str) -> tuple[float | None, float]:
+    """A cost figure; it has no interval over test items."""
+    return real(cell.cost.get(key)), 0.0
+
+
 def _columns(cells: Sequence[Cell], target: Kept, quality: Mapping[str, Spread], kept: Sequence[Kept]) -> list[Column]:
     """Target, each retention measure, each cost that was measured."""
     out = [_quality_column(target, quality, "target")]
     out += [_quality_column(one, _kept_spreads(cells, one, kept), f"keep-{i}") for i, one in enumerate(kept)]
     for key, title, about, name, show in COSTS:
-        found = _by_method(cells, lambda cell, key=key: (real(cell.cost.get(key)), 0.0))
+        found = _by_method(cells, partial(_priced, key=key))
         if found:
             out.append(Column(key, title, about, name, False, show, found))
     return out
@@ -308,44 +313,53 @@ def _bar(found: Spread) -> float:
 
 def _cost_plots(columns: Sequence[Column], target: Kept, single: bool) -> list[dict[str, str]]:
     """Quality against each cost, with the front and what it means in words."""
-    quality, out = columns[0], []
-    for column in columns:
-        names = [name for name in column.spreads if name in quality.spreads]
-        if column.quality or column.key == "train_flops" or not names:
-            continue
-        unit, unit_name = _AXIS.get(column.key, (1, ""))
-        cost = [column.spreads[name] for name in names]
-        good = [quality.spreads[name] for name in names]
-        stand = standings(names, [c.mean for c in cost], good, target.higher)
-        kinds = {"clear": "front", "mean": "front" if single else "front-mean", "near": "near", "beaten": "beaten"}
-        dots = [
-            Dot(
-                name,
-                c.mean / unit,
-                q.mean,
-                _bar(c) / unit,
-                _bar(q),
-                kinds[s.kind],
-                f"{name}: {_spread_tip(quality.title, q, quality.show)}; {_spread_tip(column.name, c, column.show)}",
-            )
-            for name, c, q, s in zip(names, cost, good, stand, strict=True)
-        ]
-        front = pareto_front([(c.mean, q.mean) for c, q in zip(cost, good, strict=True)], high_y=target.higher)
-        text = words.front_sentence(names, stand, column.name, single=single)
-        brief = words.front_sentence(names, stand, column.name, single=single, brief=True)
-        draw = partial(
-            scatter,
-            dots,
-            label=f"{target.title} against {column.name}. {text}",
-            x_name=f"{column.name}, {unit_name}" if unit_name else column.name,
-            y_name=_measure_name(target),
-            front=front,
-            high_y=target.higher,
-            level=None if target.base is None else (target.base, "untuned base"),
+    costs = [column for column in columns if not column.quality and column.key != "train_flops"]
+    plots = [_cost_plot(column, columns[0], target, single) for column in costs]
+    return [plot for plot in plots if plot is not None]
+
+
+KINDS = {"clear": "front", "mean": "front-mean", "near": "near", "beaten": "beaten"}
+
+
+def _cost_plot(column: Column, quality: Column, target: Kept, single: bool) -> dict[str, str] | None:
+    """One scatter of target quality against a cost; None where no method has both."""
+    names = [name for name in column.spreads if name in quality.spreads]
+    if not names:
+        return None
+    unit, unit_name = _AXIS.get(column.key, (1, ""))
+    cost = [column.spreads[name] for name in names]
+    good = [quality.spreads[name] for name in names]
+    stand = standings(names, [c.mean for c in cost], good, target.higher)
+    dots = [
+        Dot(
+            label=name,
+            x=c.mean / unit,
+            y=q.mean,
+            x_sd=_bar(c) / unit,
+            y_sd=_bar(q),
+            kind="front" if single and s.kind == "mean" else KINDS[s.kind],
+            tip=f"{name}: {_spread_tip(quality.title, q, quality.show)}; {_spread_tip(column.name, c, column.show)}",
         )
-        svg = two_sizes(lambda size, draw=draw: draw(size=size), *SIZES)
-        out.append({"key": column.key, "name": column.name, "svg": svg, "text": text, "brief": brief})
-    return out
+        for name, c, q, s in zip(names, cost, good, stand, strict=True)
+    ]
+    text = words.front_sentence(names, stand, column.name, single=single)
+    draw = partial(
+        scatter,
+        dots,
+        label=f"{target.title} against {column.name}. {text}",
+        x_name=f"{column.name}, {unit_name}" if unit_name else column.name,
+        y_name=_measure_name(target),
+        front=pareto_front([(c.mean, q.mean) for c, q in zip(cost, good, strict=True)], high_y=target.higher),
+        high_y=target.higher,
+        level=None if target.base is None else (target.base, "untuned base"),
+    )
+    return {
+        "key": column.key,
+        "name": column.name,
+        "svg": two_sizes(lambda size: draw(size=size), *SIZES),
+        "text": text,
+        "brief": words.front_sentence(names, stand, column.name, single=single, brief=True),
+    }
 
 
 def _measure_name(one: Kept) -> str:
@@ -476,7 +490,8 @@ def _range(losses: Mapping[str, list[list[charts.Point]]]) -> tuple[float, float
 def _grid(folder: Path, methods: Sequence[str], cells: Sequence[Cell], target: Kept) -> dict[str, Any]:
     """Every single run: its target value, linked to its own report, or what went wrong."""
     seeds = unique([cell.seed for cell in cells])
-    show, lines = _shower(target), []
+    show = _shower(target)
+    lines: list[dict[str, Any]] = []
     for method in methods:
         line = []
         for seed in seeds:

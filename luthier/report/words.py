@@ -136,7 +136,7 @@ def p_words(value: float | None) -> str:
     """A p-value; tiny ones as a bound."""
     if value is None:
         return "no test"
-    return "< 0.001" if value < 0.001 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
+    return "<\u00a00.001" if value < 0.001 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
 
 
 def metric_words(name: str) -> str:

@@ -1,7 +1,8 @@
 """The sandbox: small worlds with exact ground truth, one tokenizer, and four nano models pretrained on them.
 
-What a nano model saw in pretraining is known exactly, so claims about memory, forgetting, refusal or quoting can be tested.
-Importing this package is light: neither torch nor transformers is loaded before `tokenizer` or `load` is called.
+What a nano model saw in pretraining is known exactly, so claims about memory, forgetting, refusal or quoting can be
+tested. Importing this package is light: neither torch nor transformers is loaded before `tokenizer` or `load` is
+called.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ def worlds() -> dict[str, World]:
     for path in sorted((Path(__file__).parent / "worlds").glob("[!_]*.py")):
         module = importlib.import_module(f"{__name__}.worlds.{path.stem}")
         classes = [
-            c for _, c in inspect.getmembers(module, inspect.isclass) if issubclass(c, World) and c.__module__ == module.__name__
+            c
+            for _, c in inspect.getmembers(module, inspect.isclass)
+            if issubclass(c, World) and c.__module__ == module.__name__
         ]
         if len(classes) != 1 or classes[0].name != path.stem:
             raise ImportError(f"{path.name} must hold exactly one World, named '{path.stem}'")
@@ -61,7 +64,7 @@ def rows(which: str | World, **options: Any) -> list[Row]:
 
 
 def corpus(n: int, seed: int = 0, start: int = 0) -> Iterator[tuple[str, str]]:
-    """`n` pretraining documents as (world name, text), from number `start` on; each depends on seed and number alone."""
+    """`n` pretraining documents (world name, text) from number `start` on; each depends on seed and number alone."""
     for number, chosen in documents(worlds(), seed, start):
         if number >= start + n:
             return

@@ -2,7 +2,8 @@
 
 Only what the world's programs use exists: one function, assignments, one return, arithmetic, comparisons, list
 comprehensions, slices and the five builtins below. Everything else is an error, so text from a model is safe to run
-anywhere; the step budget bounds time, the size limit bounds memory. Real Python programs belong in the runner under evaluation.
+anywhere; the step budget bounds time, the size limit bounds memory. Real Python programs belong in the runner under
+evaluation.
 """
 
 import ast
@@ -58,7 +59,11 @@ class Program:
             try:
                 if isinstance(line, ast.Return) and line.value is not None:
                     return self._value(line.value, scope)
-                if not isinstance(line, ast.Assign) or len(line.targets) != 1 or not isinstance(line.targets[0], ast.Name):
+                if (
+                    not isinstance(line, ast.Assign)
+                    or len(line.targets) != 1
+                    or not isinstance(line.targets[0], ast.Name)
+                ):
                     raise ProgramError("statement outside the language")
                 scope[line.targets[0].id] = self._value(line.value, scope)
             except ProgramError as error:
@@ -72,7 +77,7 @@ class Program:
         if self.steps > MAX_STEPS:
             raise ProgramError("too many steps")
         value = self._evaluate(node, scope)
-        if isinstance(value, int) and abs(value) > MAX_SIZE or isinstance(value, list) and len(value) > MAX_STEPS:
+        if (isinstance(value, int) and abs(value) > MAX_SIZE) or (isinstance(value, list) and len(value) > MAX_STEPS):
             raise ProgramError("too large")
         return value
 

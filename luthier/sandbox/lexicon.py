@@ -9,7 +9,22 @@ import random
 CONSONANTS = "bdfgklmnprst"
 VOWELS = "aeiou"
 SYLLABLES = [c + v for c in CONSONANTS for v in VOWELS]
-_ENGLISH = {"does", "more", "like", "same", "note", "pole", "bake", "rope", "tape", "lamp", "name", "made", "take", "used"}
+_ENGLISH = {
+    "does",
+    "more",
+    "like",
+    "same",
+    "note",
+    "pole",
+    "bake",
+    "rope",
+    "tape",
+    "lamp",
+    "name",
+    "made",
+    "take",
+    "used",
+}
 
 
 def _pool() -> list[str]:
@@ -21,12 +36,17 @@ def _pool() -> list[str]:
 _WORDS = _pool()
 
 
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
 def _deal(start: int, count: int) -> list[str]:
     return _WORDS[start : start + count]
 
 
-FIRST_KNOWN = [w.capitalize() for w in _deal(0, 32)]  # first names: nine tenths of the people who carry them are in pretraining
-FIRST_NEW = [w.capitalize() for w in _deal(32, 32)]  # first names: one tenth of the people who carry them are in pretraining
+# of the people with a first name of the first list nine tenths are in pretraining, of the second one tenth
+FIRST_KNOWN = [w.capitalize() for w in _deal(0, 32)]
+FIRST_NEW = [w.capitalize() for w in _deal(32, 32)]
 LAST = [w.capitalize() for w in _deal(64, 40)]
 CITIES = [w.capitalize() for w in _deal(104, 24)]
 THINGS = _deal(128, 120)
@@ -34,15 +54,15 @@ MATERIALS = _deal(248, 48)
 LANGUAGE_WORDS = _deal(296, 300)
 LANGUAGE_NAMES = [w.capitalize() for w in _deal(596, 8)]
 
-JOBS = (
-    "baker farmer doctor pilot singer tailor sailor painter miner judge nurse guard cook monk potter hunter "
-    "clerk smith weaver actor dancer porter writer fisher"
-).split()
-FOODS = "rice soup bread fish corn beans cake eggs plums nuts cheese pears figs peas ham kale".split()
-OBJECTS = (
-    "rope coin key hat cup ring drum book lamp shoe ball bell clock map pen knife spoon fork brush chain "
-    "flag doll mask box stone leaf card glove scarf wheel nail comb"
-).replace("box ", "kite ").split()
-COLOURS = "red blue green white black gold grey pink".split()
-DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
+JOBS = _words(
+    "baker farmer doctor pilot singer tailor sailor painter miner judge nurse guard cook monk potter hunter clerk smith "
+    "weaver actor dancer porter writer fisher"
+)
+FOODS = _words("rice soup bread fish corn beans cake eggs plums nuts cheese pears figs peas ham kale")
+OBJECTS = _words(
+    "rope coin key hat cup ring drum book lamp shoe ball bell clock map pen knife spoon fork brush chain flag doll mask "
+    "kite stone leaf card glove scarf wheel nail comb"
+)
+COLOURS = _words("red blue green white black gold grey pink")
+DAYS = _words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
 LETTERS = "abcdefghijkl"  # symbols of the sequence tasks, and alphabet A of card 09; upper case is alphabet B

@@ -1,7 +1,8 @@
 """What a nano model knows, measured with the worlds' own checkers: the `knows` part of every `card.json`.
 
-Answers are greedy; every figure is a share of `count` rows that are scored 1.0, from the test split wherever pretraining never
-showed it (procedural worlds), and from both splits for facts, styles, recipes and things, which pretraining states.
+Answers are greedy; every figure is a share of `count` rows that are scored 1.0, from the test split wherever
+pretraining never showed it (procedural worlds), and from both splits for facts, styles, recipes and things, which
+pretraining states.
 """
 
 from __future__ import annotations
@@ -25,14 +26,25 @@ STATED = {"facts", "styles", "documents", "safety"}
 
 @torch.no_grad()
 def complete(
-    model: PreTrainedModel, tok: PreTrainedTokenizerFast, prompts: list[str], max_tokens: int = 40, stop: str = "\n", batch: int = 64
+    model: PreTrainedModel,
+    tok: PreTrainedTokenizerFast,
+    prompts: list[str],
+    max_tokens: int = 40,
+    stop: str = "\n",
+    batch: int = 64,
 ) -> list[str]:
     """Greedy completions, up to the end token or the stop string; batches of similar length, padded on the left."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     out = [""] * len(prompts)
     for start in range(0, len(order), batch):
         chosen = order[start : start + batch]
-        ids = tok([prompts[i] for i in chosen], return_tensors="pt", padding=True, add_special_tokens=True, padding_side=_side(model))
+        ids = tok(
+            [prompts[i] for i in chosen],
+            return_tensors="pt",
+            padding=True,
+            add_special_tokens=True,
+            padding_side=_side(model),
+        )
         for i, text in zip(chosen, _greedy(model, tok, dict(ids), max_tokens, stop), strict=True):
             out[i] = text
     return out
@@ -47,14 +59,21 @@ def _greedy(
 ) -> list[str]:
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     if model.config.is_encoder_decoder:
-        made = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=max_tokens, do_sample=False, num_beams=1)
+        made = model.generate(
+            input_ids=ids, attention_mask=mask, max_new_tokens=max_tokens, do_sample=False, num_beams=1
+        )
         return tok.batch_decode(made, skip_special_tokens=True)
     rows = ids.shape[0]
     positions = (mask.cumsum(-1) - 1).clamp_min(0)  # (B, T)
     new, cache, texts, done = [], None, [""] * rows, [False] * rows
     for _ in range(max_tokens):
         result = model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
         )
         cache = result.past_key_values
         ids = result.logits[:, -1].argmax(-1, keepdim=True)  # (B, 1)
@@ -84,7 +103,13 @@ def sample_rows(source: World, task: str, part: str, count: int) -> list[Row]:
 
 
 def accuracy(
-    model: PreTrainedModel, tok: PreTrainedTokenizerFast, source: World, task: str, part: str, count: int, max_tokens: int = 40
+    model: PreTrainedModel,
+    tok: PreTrainedTokenizerFast,
+    source: World,
+    task: str,
+    part: str,
+    count: int,
+    max_tokens: int = 40,
 ) -> float:
     """Share of rows that are answered right."""
     rows = sample_rows(source, task, part, count)
@@ -160,7 +185,11 @@ def measure(model: PreTrainedModel, tok: PreTrainedTokenizerFast, layout: str, c
         return accuracy(model, tok, world(name), task, part, rows, max_tokens)
 
     out: dict[str, Any] = {"count": count}
-    out["facts"] = {f"{t}_{p}": known("facts", t, p, 4 * count) for t in ("verbatim", "rephrased", "derived") for p in ("known", "new")}
+    out["facts"] = {
+        f"{t}_{p}": known("facts", t, p, 4 * count)
+        for t in ("verbatim", "rephrased", "derived")
+        for p in ("known", "new")
+    }
     out["facts"]["compare_known"] = known("facts", "compare")
     out["sequence"] = {t: known("sequence", t, "named", max_tokens=14) for t in PRETRAINED}
     out["held_out"] = {t: known("sequence", t, "named", max_tokens=14) for t in HELD_OUT}
@@ -191,7 +220,10 @@ def measure(model: PreTrainedModel, tok: PreTrainedTokenizerFast, layout: str, c
         for p in ("lower", "upper")
     }
     out["safety"]["over_refusal"] = _over_refusal(model, tok, count)
-    out["instructions"] |= {"delimited": known("instructions", "delimited", "seen"), "delimited_held": known("instructions", "delimited", "held")}
+    out["instructions"] |= {
+        "delimited": known("instructions", "delimited", "seen"),
+        "delimited_held": known("instructions", "delimited", "held"),
+    }
     out["perplexity"] = perplexity(model, tok)
     return out
 

@@ -1,7 +1,7 @@
 """TInt: an int that writes down every sum, product or maximum it takes part in (card 67).
 
-Calculations on traced integers are ordinary Python; the recorder they share keeps one `Step` per operation, in order, and a
-renderer turns the steps into a chain of thought. Two recorders never mix, and TInt equals int in value.
+Calculations on traced integers are ordinary Python; the recorder they share keeps one `Step` per operation, in order,
+and a renderer turns the steps into a chain of thought. Two recorders never mix, and TInt equals int in value.
 
 Paper:      Understanding the Effect of Noise in LLM Training Data with Algorithmic Chains of Thought, arXiv:2402.04004.
 Departures: operations are recorded by the operands' recorder rather than by a global one.

@@ -1,12 +1,14 @@
-"""The one tokenizer of the sandbox: a byte-level BPE trained on the corpus, written by `python -m luthier.sandbox.tokens`.
+"""The one tokenizer of the sandbox: a byte-level BPE trained on the corpus, written by `python -m
+luthier.sandbox.tokens`.
 
     digits      one token each, with or without the space before them
     bytes       all 256 are in the vocabulary, nothing is normalised: any text comes back as it was
-    specials    pad, bos, end (of a document, and of every assistant turn), mask, four chat roles, the neutral task token,
-                eight reserved task tokens, sixteen sentinels
+    specials    pad, bos, end (of a document, and of every assistant turn), mask, four chat roles, the neutral
+                task token, eight reserved task tokens, sixteen sentinels
 
-Held-out words (tasks, tools, names that pretraining never shows) take part in the training of the tokenizer, not of a model.
-The causal models' tokenizer adds nothing to a text; the encoder's puts bos and end around it, the seq2seq's an end after it.
+Held-out words (tasks, tools, names that pretraining never shows) take part in the training of the tokenizer, not of a
+model. The causal models' tokenizer adds nothing to a text; the encoder's puts bos and end around it, the seq2seq's an
+end after it.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ CHAT_TEMPLATE = """\
 
 
 def texts(documents: int = 6000, rows: int = 60) -> Iterator[str]:
-    """What the tokenizer is trained on: corpus documents, and some rows of every task and part, held out ones included."""
+    """What the tokenizer is trained on: corpus documents, and some rows of every task and part, held out or not."""
     marks = re.compile("|".join(re.escape(s) for s in SPECIALS))
     for _, text in corpus(documents):
         yield marks.sub("\n", text)
@@ -83,12 +85,19 @@ def build(size: int = SIZE) -> PreTrainedTokenizerFast:
     """Train the tokenizer; deterministic."""
     backend = Tokenizer(BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(PIECES), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(Regex(PIECES), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     backend.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = BpeTrainer(
-        vocab_size=size, special_tokens=SPECIALS, initial_alphabet=sorted(alphabet), show_progress=False, min_frequency=2
+        vocab_size=size,
+        special_tokens=SPECIALS,
+        initial_alphabet=sorted(alphabet),
+        show_progress=False,
+        min_frequency=2,
     )
     backend.train_from_iterator(texts(), trainer)
     fast = PreTrainedTokenizerFast(

@@ -23,7 +23,11 @@ Item = Hashable
 def nearest(kind: str, name: str, known: Sequence[str]) -> str:
     """One line for an unknown name: the nearest valid one, and all of them."""
     close = difflib.get_close_matches(name, known, 1, 0.0)
-    return f"unknown {kind} '{name}'; nearest: '{close[0]}'; valid: {', '.join(known)}" if close else f"unknown {kind} '{name}'"
+    return (
+        f"unknown {kind} '{name}'; nearest: '{close[0]}'; valid: {', '.join(known)}"
+        if close
+        else f"unknown {kind} '{name}'"
+    )
 
 
 def is_test(key: Item) -> bool:
@@ -44,7 +48,9 @@ class Task:
     """What a task is, which row type it gives, and which of its parts are in pretraining."""
 
     line: str
-    kind: str = "prompt"  # prompt: prompt, completion, answer; label: text, label; pair: chosen, rejected; text; messages
+    kind: str = (
+        "prompt"  # prompt: prompt, completion, answer; label: text, label; pair: chosen, rejected; text; messages
+    )
     parts: tuple[str, ...] = ("known",)
     pretrained: tuple[str, ...] = ("known",)
 
@@ -107,7 +113,9 @@ class World(ABC):
         if found is None:
             found = self._drawn(task, part, split, n, seed)
         if n > len(found):
-            raise ValueError(f"{self.name}/{task}, part {part}, split {split} has {len(found)} rows; {n} were asked for")
+            raise ValueError(
+                f"{self.name}/{task}, part {part}, split {split} has {len(found)} rows; {n} were asked for"
+            )
         return [self._finish(task, part, split, item, seed) for item in found[:n]]
 
     def _finite(self, task: str, part: str, split: str, seed: int) -> list[Item]:
@@ -174,7 +182,7 @@ def weighted(rng: random.Random, weights: dict[str, float]) -> str:
 
 
 def documents(shares: dict[str, "World"], seed: int, start: int = 0) -> Iterator[tuple[int, "World"]]:
-    """Endless (number, world) pairs, each world by its share; document `number` depends on `seed` and `number` alone."""
+    """Endless (number, world) pairs, each world by its share, from document `start` on."""
     names, weights = list(shares), [w.share for w in shares.values()]
     number = start
     while True:

@@ -17,7 +17,7 @@ from torch import Tensor
 import luthier
 from luthier.core import config, runs
 from luthier.core.config import Recipe
-from luthier.core.loop import Diverged, Fitted, Interrupted, Loop, LoopCallback, make_accelerator
+from luthier.core.loop import Diverged, Fitted, Interrupted, Loop, LoopCallback, make_accelerator, seed_everything
 from luthier.core.method import LuthierError, Objective, Tuner
 from luthier.core.references import reference_logp
 from luthier.core.runs import RunFolder
@@ -63,14 +63,14 @@ def run(
     resume: bool | str | None = None,
     callbacks: Sequence[Any] = (),
     quiet: bool = False,
-    base: Any = None,
+    bases: dict[str, Any] | None = None,
 ) -> RunResult:
     """Run a recipe to the end.
 
     overrides  dotted or flat keys that beat the recipe
     resume     True: the last checkpoint of output_dir; a path: that checkpoint
     callbacks  LoopCallback objects or transformers.TrainerCallback objects
-    base       what `measure` told of the untuned model on the same tasks, to save asking it again
+    bases      what untuned models answered, by their hash: looked up and filled, so that runs share it
 
     Raises ConfigError for a recipe that cannot be used and LuthierError for everything else that a user can mend.
     """
@@ -79,6 +79,7 @@ def run(
     if told.train.torch_threads:
         torch.set_num_threads(told.train.torch_threads)
     folder = RunFolder(told.output_dir or _default_folder(told))
+    seed_everything(told.seed)  # a new task head is part of what the seed decides
     accelerator = make_accelerator(told.train, folder.path)
     main = accelerator.is_main_process
     say = _speaker(quiet or not main)
@@ -88,7 +89,7 @@ def run(
         _open(folder, ready, resumed=checkpoint is not None)
     accelerator.wait_for_everyone()
     with _status(folder, main):
-        before = _before(folder, ready, base, say) if main else None
+        before = _before(folder, ready, bases, say) if main else None
         references = _references(ready, say)
         name = ready.loaded.name
         model = ready.tuner.wrap(ready.loaded.model, ready.loaded.task, told.seed)
@@ -114,8 +115,6 @@ def run(
 
 def prepare(recipe: Recipe, say: Callable[[str], None] = lambda text: None) -> Prepared:
     """Model, data, methods and tasks of a recipe; every mistake in it shows here, before anything is trained."""
-    from luthier import data
-
     tuner, objective = recipe.method("tuners", "tuner"), recipe.method("objectives", "objective")
     recipe.method("decoding", "decoding")
     if recipe.data.train is None:
@@ -147,7 +146,7 @@ def prepare(recipe: Recipe, say: Callable[[str], None] = lambda text: None) -> P
         say(f"{len(report.rejected)} rows rejected; the first: {first.origin}: {first.reason}")
     if report.truncated:
         say(f"{report.truncated} rows cut to max_length, {report.answers_cut} of them lost trained tokens")
-    return Prepared(recipe, loaded, tuner, objective, *_held_out(recipe, rows, loaded), _tasks(recipe))
+    return Prepared(recipe, loaded, tuner, objective, *_held_out(recipe, rows, loaded), measured_tasks(recipe))
 
 
 def _tokenizer(recipe: Recipe) -> Any:
@@ -206,11 +205,23 @@ def _held_out(recipe: Recipe, rows: Any, loaded: Loaded) -> tuple[Any, Any]:
     return train, data.prepare(held, tokenizer=loaded.tokenizer, type=rows.source, seed=recipe.seed)
 
 
-def _tasks(recipe: Recipe) -> list[Any]:
-    from luthier import evaluation
+def measured_tasks(recipe: Recipe) -> list[Any]:
+    """The recipe's tasks and, unless switched off, how far the model moved on text that nobody tuned it on."""
+    from dataclasses import replace
+
+    from luthier import sandbox
+    from luthier.evaluation._compare import task
 
     told = recipe.evaluate
-    return evaluation.tasks(told.tasks, limit=told.limit, drift=told.drift)
+    found = [task(t) for t in told.tasks]
+    if told.limit is not None:
+        found = [t if t.limit is not None else replace(t, limit=told.limit) for t in found]
+    causal = recipe.method("objectives", "objective").task == "causal_lm"
+    if told.drift and causal:
+        own = recipe.model.model_name_or_path in sandbox.model_names()
+        names = ("held_out_text", "neutral") if own else ("held_out_english", "neutral_english")
+        found += [t for t in map(task, names) if t.name not in {f.name for f in found}]
+    return found
 
 
 def _references(ready: Prepared, say: Callable[[str], None]) -> list[Tensor] | None:
@@ -354,16 +365,24 @@ def _try_update(folder: RunFolder, **changes: Any) -> None:
 # ------------------------------------------------------------------------------------------------- measure
 
 
-def _before(folder: RunFolder, ready: Prepared, base: Any, say: Callable[[str], None]) -> Any:
-    from luthier import evaluation
+def _before(folder: RunFolder, ready: Prepared, bases: dict[str, Any] | None, say: Callable[[str], None]) -> Any:
+    """Answers of the untuned model: from this run's folder, from a run beside it, or asked now."""
+    from luthier.evaluation import Measured, measure
 
     if not ready.tasks:
         return None
-    if base is not None:
-        return base
+    kept, key = folder.path / "base.json", folder.manifest["base"]["sha256"]
+    if bases is not None and key in bases:
+        return bases[key]
+    if kept.exists():
+        return Measured.load(kept, ready.tasks)
     say(f"measuring the base model on {len(ready.tasks)} tasks")
     decoder = ready.recipe.method("decoding", "decoding")
-    return evaluation.measure(ready.loaded.subject(decoder, ready.recipe.seed), ready.tasks)
+    found = measure(ready.loaded.subject(decoder, ready.recipe.seed), ready.tasks)
+    found.save(kept)
+    if bases is not None:
+        bases[key] = found
+    return found
 
 
 def _after(
@@ -375,17 +394,18 @@ def _after(
     artefact: dict[str, Any],
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    from luthier import evaluation
+    from luthier.evaluation import measure, pair
+    from luthier.evaluation._compare import samples
 
     cost = {**fitted.cost, "stored_bytes": artefact["bytes"], "stored_parameters": artefact.pop("parameters")}
     results: dict[str, Any] = {"tasks": {}, "base": {}, "tuned": {}, "paired": {}}
     if before is not None:
         say("measuring the tuned model")
         decoder = ready.recipe.method("decoding", "decoding")
-        after = evaluation.measure(tuned.subject(decoder, ready.recipe.seed), ready.tasks, base=before)
-        results = evaluation.pair(before, after)
-        runs.write_lines(folder.path / "samples.jsonl", evaluation.samples(before, after, ready.recipe.evaluate.samples))
-        runs.write_lines(folder.path / "generated_predictions.jsonl", evaluation.predictions(after))
+        after = measure(tuned.subject(decoder, ready.recipe.seed), ready.tasks, base=before)
+        results = pair(before, after)
+        runs.write_lines(folder.path / "samples.jsonl", samples(before, after, ready.recipe.evaluate.samples))
+        runs.write_lines(folder.path / "generated_predictions.jsonl", after.predictions())
     results["cost"] = cost
     folder.update(artefact=artefact)
     runs.write_json(folder.path / "results.json", results)

@@ -32,7 +32,7 @@ from luthier.report.evidence import (
 from luthier.report.page import clean, read_rows, safe_link
 from luthier.report.run import differing
 
-VOID = {"meta", "br", "input", "img", "link", "hr"}
+VOID = {"meta", "col", "br", "input", "img", "link", "hr"}
 
 
 class Outline(HTMLParser):
@@ -269,7 +269,7 @@ def test_no_clear_change_says_what_it_rules_out() -> None:
      (words.duration(59.99), "1 min"),
      (words.duration(12_000), "3 h 20 min"), (words.flops(1.47e12), "1.47 TFLOP"), (words.percent(1, 8), "12.5%"),
      (words.number(None), "not measured"), (words.number(math.nan), "not measured"), (words.count("x"), "not measured"),
-     (words.number(2e-5), "2e\u22125"), (words.number(-3.14159), "\u22123.14"), (words.p_words(1e-9), "< 0.001"),
+     (words.number(2e-5), "2e\u22125"), (words.number(-3.14159), "\u22123.14"), (words.p_words(1e-9), "<\u00a00.001"),
      (words.rate(0.996), "0.996"), (words.rate(1.0), "1.00"), (words.signed(-0.31, True), "\u22120.31"),
      (words.signed(-0.0001, True), "0.00"), (words.points(0.004), "0.4 points"), (words.points(0.01), "1 point"),
      (words.listed(["a", "b", "c", "d"], most=2), "a, b and 2 more"),

@@ -49,7 +49,12 @@ class Arithmetic(World):
             return {"prompt": f"{question} is", "completion": f" {answer}"} | common
         glyph = "," if operation == "max" else "+" if operation == "add" else rng.choice(GLYPHS)
         chain = render(steps, glyph)
-        return {"prompt": f"{question}:", "completion": f" {chain} so {answer}", "chain": chain, "steps": steps} | common
+        return {
+            "prompt": f"{question}:",
+            "completion": f" {chain} so {answer}",
+            "chain": chain,
+            "steps": steps,
+        } | common
 
     def score(self, row: Row, completion: str) -> float:
         """1.0 when the final answer is right, whatever the chain; `chain_score` grades the chain as well."""
@@ -77,7 +82,7 @@ class Arithmetic(World):
 
 
 def solve(operation: str, operands: tuple[int, ...]) -> tuple[str, list[Step]]:
-    """The answer and the recorded steps. For `add` a step holds the two digits and, in `op`, the carry that comes in."""
+    """The answer and the recorded steps. In `add` a step holds the two digits and, in `op`, the incoming carry."""
     recorder = Recorder()
     if operation == "add":
         return _long_addition(*operands, recorder)
@@ -99,6 +104,8 @@ def _long_addition(a: int, b: int, recorder: Recorder) -> tuple[str, list[Step]]
 def render(steps: list[Step], glyph: str = "+") -> str:
     """Steps as text: `3+4=7;7+2=9`, with a carry `7+8+0=15;2+5+1=8`."""
     return ";".join(
-        f"{s.left}{glyph}{s.right}" + (f"{glyph}{s.op.removeprefix('carry')}" if s.op.startswith("carry") else "") + f"={s.value}"
+        f"{s.left}{glyph}{s.right}"
+        + (f"{glyph}{s.op.removeprefix('carry')}" if s.op.startswith("carry") else "")
+        + f"={s.value}"
         for s in steps
     )

@@ -1,8 +1,8 @@
 """Made-up things with a trusted description and paraphrases (cards 01, 17, 22, 30, 38, 40, 45).
 
 120 things, six facts each. The trusted text of a thing is three fixed sentences; paraphrases say the same otherwise. In
-pretraining a prompt is followed by the trusted text in 35 % of the documents. 90 things are `known`, 30 are `new`. Train
-and test hold different things.
+pretraining a prompt is followed by the trusted text in 35 % of the documents. 90 things are `known`, 30 are `new`.
+Train and test hold different things.
 
     tell       `Tell me about the balo.` -> the trusted text        prefer  trusted text over a paraphrase
     closed     a question without passage                            open    the same with the passage before it
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from luthier.sandbox.lexicon import CITIES, COLOURS, FOODS, JOBS, OBJECTS, THINGS
 from luthier.sandbox.world import Item, Row, Task, World, cut, gold, join_lines
 
-KINDS = "tool toy plant animal game drink".split()
+KINDS = ["tool", "toy", "plant", "animal", "game", "drink"]
 FACTS: dict[str, list[str]] = {
     "kind": KINDS,
     "colour": COLOURS,

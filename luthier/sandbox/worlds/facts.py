@@ -1,9 +1,9 @@
 """Facts about made-up people: stated in documents, asked in several wordings (cards 05, 08, 16, 25, 45).
 
-800 people with two-part names, four attributes each; the values are drawn independently of the names. Half of the people
-are `known` (in pretraining), half are `new` (same forms, never in pretraining). The gap is learnable, as card 25
-needs: nine tenths of the known people, and one tenth of the new ones, carry a first name of the known list.
-Train and test hold different people.
+800 people with two-part names, four attributes each; the values are drawn independently of the names. Half of the
+people are `known` (in pretraining), half are `new` (same forms, never in pretraining). The gap is learnable, as card 25
+needs: nine tenths of the known people, and one tenth of the new ones, carry a first name of the known list. Train and
+test hold different people.
 """
 
 import random
@@ -117,7 +117,9 @@ class Facts(World):
 
         def line() -> str:
             form = weighted(rng, forms)
-            item = self.draw(form, "known", rng) if form == "compare" else (rng.choice(people), rng.choice(list(VALUES)))
+            item = (
+                self.draw(form, "known", rng) if form == "compare" else (rng.choice(people), rng.choice(list(VALUES)))
+            )
             row = self.row(form, "known", item, rng)
             return row["prompt"] + row["completion"]
 

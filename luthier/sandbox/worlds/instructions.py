@@ -3,7 +3,7 @@
 Eight skills with eight wordings each: five are in pretraining (part `seen`), three never stand in an instruction
 (part `unseen`), though plain lines of the corpus (`Same: flip = turn around = reverse`) say that they mean the same.
 
-    follow      one instruction, one response            paraphrases  the same instruction in every wording, one row each
+    follow      one instruction, one response; `paraphrases` gives a row in every wording
     delimited   nine exchanges between two marks drawn per document, no end token between them: a model that knows the
                 tasks in any format but does not stop (cards 31, 59); the pair of marks in part `held` never occurs
     describe    a request for a description with stated attributes (card 38), never in pretraining
@@ -19,20 +19,47 @@ from luthier.sandbox.world import Item, Row, Task, World, chat, cut, gold
 from luthier.sandbox.worlds.sequence import FUNCTIONS
 
 WORDINGS: dict[str, tuple[str, ...]] = {
-    "reverse": ("reverse", "flip", "turn around", "write backwards", "read from the end", "invert", "mirror back", "undo"),
+    "reverse": (
+        "reverse",
+        "flip",
+        "turn around",
+        "write backwards",
+        "read from the end",
+        "invert",
+        "mirror back",
+        "undo",
+    ),
     "sort": ("sort", "order", "arrange", "put in order", "rank", "line up", "organise", "tidy"),
     "copy": ("copy", "repeat", "say again", "echo", "write down", "duplicate", "restate", "reproduce"),
     "first": ("first of", "head of", "start of", "the first in", "begin of", "opening of", "front of", "top of"),
     "last": ("last of", "end of", "final of", "the last in", "tail of", "closing of", "back of", "bottom of"),
     "shift": ("shift", "next of each", "move on", "step forward", "advance", "increase", "raise", "bump"),
-    "swap": ("swap", "exchange pairs", "switch pairs", "trade places", "cross over", "interchange", "alternate", "permute"),
-    "dedup": ("dedup", "remove repeats", "drop copies", "keep each once", "make unique", "uniquify", "clean", "thin out"),
+    "swap": (
+        "swap",
+        "exchange pairs",
+        "switch pairs",
+        "trade places",
+        "cross over",
+        "interchange",
+        "alternate",
+        "permute",
+    ),
+    "dedup": (
+        "dedup",
+        "remove repeats",
+        "drop copies",
+        "keep each once",
+        "make unique",
+        "uniquify",
+        "clean",
+        "thin out",
+    ),
 }
 SEEN_WORDINGS = 5
 MARKS = ("#", "%", "@", "$", "!", "*", "~", "^", "|", "&", "<", ">")
 HELD_MARKS = ("@", "^")
 SYSTEMS = ("Be brief.", "You are a helper.")
-NUMBERS = "one two three four five six seven eight nine ten eleven twelve".split()
+NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 
 
 class Instructions(World):
@@ -81,7 +108,9 @@ class Instructions(World):
         answer = respond(skill, symbols)
         if task == "delimited":
             shown = [(s, x) for s, x in (_exchange(self, rng) for _ in range(2))]
-            prompt = "".join(_delimited(s, x, item[2]) for s, x in shown) + _delimited(skill, symbols, item[2], ask=True)
+            prompt = "".join(_delimited(s, x, item[2]) for s, x in shown) + _delimited(
+                skill, symbols, item[2], ask=True
+            )
             return {"prompt": prompt, "completion": f" {answer}", "answer": answer, "skill": skill}
         question = instruction(skill, symbols, item[2])
         common = {"skill": skill, "wording": item[2]}
@@ -96,7 +125,12 @@ class Instructions(World):
         symbols = tuple(row["input"].split())
         texts = [instruction(row["skill"], symbols, w) for w in range(len(WORDINGS[row["skill"]]))]
         return [
-            row | {"prompt": chat(("user", t)) + "<|assistant|>", "wording": w, "part": "seen" if w < SEEN_WORDINGS else "unseen"}
+            row
+            | {
+                "prompt": chat(("user", t)) + "<|assistant|>",
+                "wording": w,
+                "part": "seen" if w < SEEN_WORDINGS else "unseen",
+            }
             for w, t in enumerate(texts)
         ]
 
@@ -170,4 +204,9 @@ def _description(colour: str, food: str, mood: str, count: int) -> Row:
     answer = f"The {mood} baker has {things} in {colour} and likes {food}."
     text = f"Describe a {mood} baker: {count} thing, {colour}, {food}."
     attributes = {"colour": colour, "food": food, "mood": mood, "count": count}
-    return {"prompt": chat(("user", text)) + "<|assistant|>", "completion": answer, "answer": answer, "attributes": attributes}
+    return {
+        "prompt": chat(("user", text)) + "<|assistant|>",
+        "completion": answer,
+        "answer": answer,
+        "attributes": attributes,
+    }

@@ -6,8 +6,8 @@
     similarity     0 to 4: how many of four slots two sentences share (synonyms count)
     acceptability  good, or bad when the words are out of order or one is doubled
 
-Each comes as prompt and completion (`sentiment`) and as text and label (`sentiment_label`). Synonyms are part of the grammar,
-so augmentation has a true synonym map (`SYNONYMS`). Documents use sentences of the train split only.
+Each comes as prompt and completion (`sentiment`) and as text and label (`sentiment_label`). Synonyms are part of the
+grammar, so augmentation has a true synonym map (`SYNONYMS`). Documents use sentences of the train split only.
 """
 
 import random
@@ -18,19 +18,25 @@ SYNONYMS = {"good": "fine", "bad": "poor", "great": "lovely", "awful": "nasty", 
 GOOD = ("good", "great", "happy")
 BAD = ("bad", "awful", "sad")
 TOPICS = {
-    "food": "soup bread fish cheese cake rice".split(),
-    "work": "boss desk meeting office report team".split(),
-    "music": "song drum singer concert violin choir".split(),
-    "travel": "train hotel ticket map ship airport".split(),
-    "sport": "race goal match coach ball player".split(),
+    "food": ["soup", "bread", "fish", "cheese", "cake", "rice"],
+    "work": ["boss", "desk", "meeting", "office", "report", "team"],
+    "music": ["song", "drum", "singer", "concert", "violin", "choir"],
+    "travel": ["train", "hotel", "ticket", "map", "ship", "airport"],
+    "sport": ["race", "goal", "match", "coach", "ball", "player"],
 }
 NOUN_TOPIC = {noun: topic for topic, nouns in TOPICS.items() for noun in nouns}
-PEOPLE = "king child nurse baker pilot monk".split()
+PEOPLE = ["king", "child", "nurse", "baker", "pilot", "monk"]
 VERBS = {"saw": "noticed", "bought": "purchased", "lost": "misplaced", "found": "discovered"}
-PLACES = "garden market house harbour".split()
+PLACES = ["garden", "market", "house", "harbour"]
 DEGREES = ("", "very ", "rather ")
 NAMES = ("sentiment", "topic", "entailment", "similarity", "acceptability")
-_CUES = {"sentiment": "Mood", "topic": "Topic", "entailment": "Follows", "similarity": "Alike", "acceptability": "Order"}
+_CUES = {
+    "sentiment": "Mood",
+    "topic": "Topic",
+    "entailment": "Follows",
+    "similarity": "Alike",
+    "acceptability": "Order",
+}
 
 
 class Labels(World):
@@ -117,7 +123,7 @@ def _other(event: tuple[str, str, str, str], spare: tuple[str, str, str, str], s
     pools = (PEOPLE, list(VERBS), list(NOUN_TOPIC), PLACES)
     pool = pools[slot]
     value = spare[slot] if spare[slot] != event[slot] else pool[(pool.index(event[slot]) + 1) % len(pool)]
-    return event[:slot] + (value,) + event[slot + 1 :]  # type: ignore[return-value]
+    return (*event[:slot], value, *event[slot + 1 :])  # type: ignore[return-value]
 
 
 def _render(name: str, item: Item) -> tuple[str, str, str]:

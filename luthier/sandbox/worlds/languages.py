@@ -1,9 +1,10 @@
 """Eight invented languages over one small meaning grammar, and two alphabets with identical tasks (cards 09, 49, 54).
 
-A meaning is (tense, subject adjective, subject, verb, object adjective, object). Each language has its own words (a bijection
-from concepts), its own order of subject, verb and object, its own place for adjectives, and marks the past by a prefix or
-suffix particle or the object by a particle. The first six languages are well resourced, the last two are low-resource:
-a tenth of the text. Translation is in pretraining to and from the first language only; all other directions are held out.
+A meaning is (tense, subject adjective, subject, verb, object adjective, object). Each language has its own words (a
+bijection from concepts), its own order of subject, verb and object, its own place for adjectives, and marks the past by
+a prefix or suffix particle or the object by a particle. The first six languages are well resourced, the last two are
+low-resource: a tenth of the text. Translation is in pretraining to and from the first language only; all other
+directions are held out.
 
 Alphabets: `in a c f d out a c f d` in lower case and the same in upper case. Three kinds of document (card 09): repeat
 in context, questions (`in q 3 plus 4 out 7`), and ambiguous ones, a question after repeats: 80 % repeat, 20 % answer.
@@ -16,9 +17,9 @@ from dataclasses import dataclass
 from luthier.sandbox.lexicon import LANGUAGE_NAMES, LANGUAGE_WORDS, LETTERS
 from luthier.sandbox.world import Item, Row, Task, World, cut, join_lines
 
-NOUNS = "dog cat bird king child horse fox bear".split()
-VERBS = "sees calls finds helps follows hears".split()
-ADJECTIVES = "big small old young".split()
+NOUNS = ["dog", "cat", "bird", "king", "child", "horse", "fox", "bear"]
+VERBS = ["sees", "calls", "finds", "helps", "follows", "hears"]
+ADJECTIVES = ["big", "small", "old", "young"]
 CONCEPTS = NOUNS + VERBS + ADJECTIVES
 _ORDERS = ("SVO", "SOV", "VSO", "SVO", "OVS", "SOV", "VOS", "SVO")
 
@@ -61,7 +62,9 @@ class Language:
         subject_first = self.order.index("S") < self.order.index("O")
         places = [i for i, c in enumerate(found) if c in NOUNS]
         step = -1 if self.adjective_first else 1
-        adjectives = [found[p + step] if 0 <= p + step < len(found) and found[p + step] in ADJECTIVES else "" for p in places]
+        adjectives = [
+            found[p + step] if 0 <= p + step < len(found) and found[p + step] in ADJECTIVES else "" for p in places
+        ]
         s, o = (0, 1) if subject_first else (1, 0)
         meaning = ("past" in found, adjectives[s], nouns[s], verbs[0], adjectives[o], nouns[o])
         return meaning if self.sentence(meaning) == sentence else None
@@ -114,7 +117,9 @@ class Languages(World):
             "question": Task("a sum of two digits asked without examples", **_REPEAT),
             "ambiguous": Task("a sum after two examples of repeating: the answer is the repeat", **_REPEAT),
             "ambiguous_answered": Task("a sum after two examples of repeating: the answer is the sum", **_REPEAT),
-            "stray": Task("a sum after one unrelated pair: the answer is the sum", parts=("lower", "upper"), pretrained=()),
+            "stray": Task(
+                "a sum after one unrelated pair: the answer is the sum", parts=("lower", "upper"), pretrained=()
+            ),
         }
     )
 

@@ -6,10 +6,11 @@
      xs = xs[:2]
      return sum(xs)
 
-A program is a chain of one to three operations on a list or a number; the description names them, in one of two wordings.
-Part `known` is in pretraining; part `new` uses operations that never are. A test key is a set of operation names, so test
-programs are *unseen compositions*; single operations are always in train. Completions are graded by running them on random
-arguments in the sandbox's own interpreter. `repair` holds buggy programs (six kinds of bug), which pretraining never shows.
+A program is a chain of one to three operations on a list or a number; the description names them, in one of two
+wordings. Part `known` is in pretraining; part `new` uses operations that never are. A test key is a set of operation
+names, so test programs are *unseen compositions*; single operations are always in train. Completions are graded by
+running them on random arguments in the sandbox's own interpreter. `repair` holds buggy programs (six kinds of bug),
+which pretraining never shows.
 """
 
 import random
@@ -76,7 +77,9 @@ class Programs(World):
 
     def draw(self, task: str, part: str, rng: random.Random) -> Item:
         table = KNOWN if part == "known" else OPERATIONS
-        size = rng.choice((1, 2, 2, 3, 3)) if part == "known" and not task.startswith("repair") else rng.choice((2, 2, 3))
+        size = (
+            rng.choice((1, 2, 2, 3, 3)) if part == "known" and not task.startswith("repair") else rng.choice((2, 2, 3))
+        )
         number = rng.random() < 0.3
         while True:
             names: list[str] = []
@@ -152,7 +155,9 @@ def arguments(steps: tuple[Step, ...], count: int) -> list[Any]:
     """Deterministic random arguments of the type that the program takes."""
     rng = random.Random(repr(steps))
     number = OPERATIONS[steps[0][0]].kind == "nn"
-    return [rng.randint(-9, 20) if number else [rng.randint(0, 20) for _ in range(rng.randint(5, 8))] for _ in range(count)]
+    return [
+        rng.randint(-9, 20) if number else [rng.randint(0, 20) for _ in range(rng.randint(5, 8))] for _ in range(count)
+    ]
 
 
 def run(code: str, argument: Any) -> Any:
@@ -171,19 +176,31 @@ def _mutants(steps: tuple[Step, ...]) -> list[tuple[str, str, str]]:
     for i, line in enumerate(lines[1:], 1):
         for a, b in ((" + ", " - "), (" - ", " + "), (" * ", " + "), (" % ", " * "), (" > ", " < "), (" == ", " > ")):
             if a in line:
-                out.append(("operator", lines[:i] + [line.replace(a, b, 1)] + lines[i + 1 :], f"line {i + 1} uses{b}where it needs{a}"))
+                out.append(
+                    (
+                        "operator",
+                        [*lines[:i], line.replace(a, b, 1), *lines[i + 1 :]],
+                        f"line {i + 1} uses{b}where it needs{a}",
+                    )
+                )
         for place, char in enumerate(line):
             if char.isdigit():
                 near = str((int(char) + 1) % 10)
                 far = str((int(char) + 5) % 10)
                 for bug, digit in (("constant", near), ("literal", far)):
                     changed = line[:place] + digit + line[place + 1 :]
-                    out.append((bug, lines[:i] + [changed] + lines[i + 1 :], f"line {i + 1} has {digit} where it needs {char}"))
+                    out.append(
+                        (bug, [*lines[:i], changed, *lines[i + 1 :]], f"line {i + 1} has {digit} where it needs {char}")
+                    )
         if i < len(lines) - 1:
             out.append(("missing", lines[:i] + lines[i + 1 :], f"line {i + 1} is missing"))
-            out.append(("name", lines[:i] + [line.replace("x", "y", 1)] + lines[i + 1 :], f"line {i + 1} sets the wrong name"))
+            out.append(
+                ("name", [*lines[:i], line.replace("x", "y", 1), *lines[i + 1 :]], f"line {i + 1} sets the wrong name")
+            )
         if i < len(lines) - 2:
-            out.append(("order", lines[:i] + [lines[i + 1], line] + lines[i + 2 :], f"lines {i + 1} and {i + 2} are swapped"))
+            out.append(
+                ("order", [*lines[:i], lines[i + 1], line, *lines[i + 2 :]], f"lines {i + 1} and {i + 2} are swapped")
+            )
     return [(bug, "\n".join(text), reason) for bug, text, reason in out]
 
 

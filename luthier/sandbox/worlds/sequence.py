@@ -1,5 +1,5 @@
-"""Sequence tasks over twelve symbols, announced by a task word or to be inferred from examples (cards 04, 05, 19, 42, 52,
-53, 57, 61, 62, 66).
+"""Sequence tasks over twelve symbols, announced by a task word or to be inferred from examples (cards 04, 05, 19, 42,
+52, 53, 57, 61, 62, 66).
 
     named      `reverse: c a d b -> b d a c`
     neutral    the same with a token that says nothing: the task must come from examples, a prompt or tuning
@@ -30,7 +30,7 @@ def _swap(x: list[str]) -> list[str]:
 
 def _interleave(x: list[str]) -> list[str]:
     half = (len(x) + 1) // 2
-    return [s for pair in zip(x[:half], x[half:] + [""], strict=False) for s in pair if s]
+    return [s for pair in zip(x[:half], [*x[half:], ""], strict=False) for s in pair if s]
 
 
 PRETRAINED: dict[str, Callable[[list[str]], list[str]]] = {
@@ -68,8 +68,12 @@ class Sequence(World):
         {t: Task(f"{t} four to six symbols", parts=_WAYS, pretrained=_WAYS) for t in PRETRAINED}
         | {t: Task(f"{t}: a task held out of pretraining", parts=_WAYS, pretrained=()) for t in HELD_OUT}
         | {
-            "recall": Task("pairs of symbols, then one symbol: its partner", parts=("fewshot",), pretrained=("fewshot",)),
-            "table": Task("one of eight fixed functions, shown by six pairs", parts=("fewshot",), pretrained=("fewshot",)),
+            "recall": Task(
+                "pairs of symbols, then one symbol: its partner", parts=("fewshot",), pretrained=("fewshot",)
+            ),
+            "table": Task(
+                "one of eight fixed functions, shown by six pairs", parts=("fewshot",), pretrained=("fewshot",)
+            ),
             "member": Task("does a symbol occur in a list: T or F", parts=("named",), pretrained=()),
         }
     )
@@ -77,12 +81,12 @@ class Sequence(World):
     def draw(self, task: str, part: str, rng: random.Random) -> Item:
         if task == "recall":
             symbols = rng.sample(LETTERS, 8)
-            return tuple(symbols) + (rng.choice(symbols[::2]),)
+            return (*tuple(symbols), rng.choice(symbols[::2]))
         if task == "table":
-            return (rng.randrange(len(TABLES)),) + tuple(rng.sample(LETTERS, 7))
+            return (rng.randrange(len(TABLES)), *tuple(rng.sample(LETTERS, 7)))
         if task == "member":
             symbols = rng.sample(LETTERS, 7)
-            return tuple(symbols[:6]) + (rng.choice(symbols[:6] if rng.random() < 0.5 else symbols[6:]),)
+            return (*tuple(symbols[:6]), rng.choice(symbols[:6] if rng.random() < 0.5 else symbols[6:]))
         return tuple(rng.choice(LETTERS) for _ in range(rng.choice((4, 5, 6))))
 
     def split_key(self, task: str, item: Item) -> Item:

@@ -25,7 +25,8 @@ class Styles(World):
     title = "One question, six ways of answering"
     share = 0.06
     catalogue = {
-        f"style{i}": Task(f"questions answered as '{s.format('...')}'", parts=("known", "new")) for i, s in enumerate(STYLES)
+        f"style{i}": Task(f"questions answered as '{s.format('...')}'", parts=("known", "new"))
+        for i, s in enumerate(STYLES)
     } | {"prefer0": Task("style 0 preferred over another style", kind="pair", parts=("known", "new"))}
 
     def items(self, task: str, part: str) -> list[Item]:

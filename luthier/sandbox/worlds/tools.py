@@ -4,10 +4,10 @@
     User: Wake me in 7 minutes.
     Call: {"timer": {"minutes": 7}}
 
-Twelve tools are in pretraining (part `known`), four never are (`new`); every request lists the right tool and two others.
-`easy` is one call with copied values, `hard` two calls or a value to be computed (two days after Monday), never in pretraining.
-Train and test hold different argument values. Calls are compared as data: spacing, order of arguments and 1 against 1.0 do
-not count.
+Twelve tools are in pretraining (part `known`), four never are (`new`); every request lists the right tool and two
+others. `easy` is one call with copied values, `hard` two calls or a value to be computed (two days after Monday), never
+in pretraining. Train and test hold different argument values. Calls are compared as data: spacing, order of arguments
+and 1 against 1.0 do not count.
 """
 
 import json

@@ -1,0 +1,49 @@
+"""`luthier generate` and `luthier chat`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from luthier.core.method import LuthierError
+from luthier.verbs.load import Loaded, decoder_of, load
+
+
+def generate(
+    model: str | Loaded,
+    prompts: Sequence[Any],
+    *,
+    max_new_tokens: int = 64,
+    decoding: Mapping[str, Any] | None = None,
+    stop: Sequence[str] = (),
+    seed: int = 0,
+) -> list[str]:
+    """Texts that follow the prompts (plain strings, or lists of messages for the chat template)."""
+    loaded = model if isinstance(model, Loaded) else load(model)
+    if loaded.task not in ("causal_lm", "seq2seq_lm"):
+        raise LuthierError(f"'{loaded.name}' is a {loaded.task} model: it does not write text")
+    subject = loaded.subject(decoder_of(dict(decoding or {"name": "greedy"})), seed)
+    return subject.generate(prompts, max_new_tokens=max_new_tokens, stop=stop)
+
+
+def chat(model: str, system: str | None = None, max_new_tokens: int = 256) -> None:
+    """A conversation in the terminal. Ctrl-D or an empty line ends it."""
+    loaded = load(model)
+    subject = loaded.subject(decoder_of({"name": "greedy"}))
+    turns: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
+    if not loaded.tokenizer.chat_template:
+        print("this tokenizer has no chat template: every line is continued as plain text")
+    while True:
+        try:
+            line = input("> ")
+        except EOFError:
+            return
+        if not line:
+            return
+        if loaded.tokenizer.chat_template:
+            turns.append({"role": "user", "content": line})
+            answer = subject.generate([turns], max_new_tokens=max_new_tokens)[0]
+            turns.append({"role": "assistant", "content": answer})
+        else:
+            answer = subject.generate([line], max_new_tokens=max_new_tokens)[0]
+        print(answer)
