@@ -172,13 +172,26 @@ def evaluate(
 
 @app.command()
 def merge(
-    adapter: Annotated[Path, typer.Argument(help="adapter folder or run")],
-    output: Annotated[Path, typer.Argument(help="folder of the merged model")],
+    sources: Annotated[list[str], typer.Argument(help="an adapter folder or run; or several model folders to average")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="folder of the merged model")],
+    weights: Annotated[str, typer.Option(help="for several models: 0.7,0.3")] = "",
 ) -> None:
     """Put an adapter into the weights, and check that the merged model says the same."""
     from luthier.verbs.merge import merge as verb
 
-    print(verb(adapter, output).text())
+    told = [float(w) for w in weights.split(",") if w] or None
+    print(verb(sources[0] if len(sources) == 1 else sources, output, weights=told).text())
+
+
+@app.command(context_settings=FLAGS)
+def edit(
+    context: typer.Context,
+    recipe: Annotated[Path, typer.Argument(help="YAML with edit, models and output_dir")],
+) -> None:
+    """Change weights without training, by a method of the edits axis."""
+    from luthier.verbs.edit import edit as verb
+
+    print(verb(recipe, _overrides(context)).path)
 
 
 @app.command()

@@ -235,12 +235,26 @@ class World:
     task: str
     kind: str
 
+    @property
+    def label(self) -> str:
+        return self.architecture
+
     def base(self, **changes: Any) -> nn.Module:
         return model_of(self.architecture, **changes)
 
     @property
     def examples(self) -> tuple[Any, ...]:
         return {"classification": labelled, "seq2seq_lm": sources_targets}.get(self.task, texts)()
+
+    @property
+    def lessons(self) -> list[Any]:
+        """Four examples with one token, or one label, to learn."""
+        first = list(self.examples[:4])
+        if self.task == "seq2seq_lm":
+            return [replace(e, target=e.target[:1]) for e in first]
+        if self.task == "classification":
+            return first
+        return [replace(e, counts=[t == len(e) - 1 for t in range(len(e))]) for e in first]
 
     @property
     def objective(self) -> Likelihood:
@@ -289,17 +303,22 @@ class World:
         loss = self.objective.compute(Scorer(model), self.batch() if batch is None else batch)
         return loss.sum / loss.weight
 
-    def train(self, model: nn.Module, steps: int, lr: float = 0.03, weight_decay: float = 0.1) -> list[float]:
-        """A few plain optimiser steps; the loss before each."""
-        losses = []
+    def train(
+        self, model: nn.Module, steps: int, lr: float = 0.03, weight_decay: float = 0.1,
+        batch: Batch | None = None, until: float = 0.0,
+    ) -> list[float]:  # fmt: skip
+        """A few plain optimiser steps; the loss before each. Over as soon as it is below `until` of the first."""
+        losses, batch = [], self.batch() if batch is None else batch
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model.train()
             moving = [p for p in model.parameters() if p.requires_grad]
             optimizer = torch.optim.AdamW(moving, lr=lr, weight_decay=weight_decay)
             for _ in range(steps):
-                loss = self.loss(model)
+                loss = self.loss(model, batch)
                 losses.append(float(loss.detach()))
+                if losses[-1] < until * losses[0]:
+                    break
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

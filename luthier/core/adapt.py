@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -366,7 +367,8 @@ class ModuleLayer(BridgedLayer):
         x = args[0] if args else kwargs["hidden_states"]
         y = out[0] if isinstance(out, tuple) else out
         for part in parts:
-            y = part(y, x)
+            parameter = next(part.parameters(), y)
+            y = part(y.to(parameter.dtype), x.to(parameter.dtype)).to(y.dtype)  # peft keeps parts in float32
         return (y, *out[1:]) if isinstance(out, tuple) else y
 
 
@@ -442,13 +444,12 @@ class PromptLayer(BridgedLayer):
         if fresh:
             prompts = [p.prompt().to(embedded.dtype).expand(B, -1, -1) for p in parts]
             embedded = torch.cat([*prompts, embedded], 1)  # (B, m + T, D)
-        takes_positions = kind_of(self.base_layer) == "decoder"
-        if takes_positions:
+        if self._takes_positions:
             positions = positions + m
             if fresh:
                 first = torch.arange(m, device=positions.device).expand(B, m)
                 positions = torch.cat([first, positions], 1)
-            kwargs["position_ids"] = positions
+            kwargs["position_ids"] = positions + _first_position(self.base_layer)
         if fresh and kwargs.get("token_type_ids") is not None:
             kwargs["token_type_ids"] = F.pad(kwargs["token_type_ids"], (m, 0))
         kwargs.pop("cache_position", None)
@@ -456,6 +457,10 @@ class PromptLayer(BridgedLayer):
         if fresh and m:
             out = _cut(out, m)
         return out
+
+    @property
+    def _takes_positions(self) -> bool:
+        return "position_ids" in inspect.signature(self.base_layer.forward).parameters
 
     @staticmethod
     def _positions(mask: Tensor, given: Tensor | None, T: int) -> tuple[Tensor, Tensor]:
@@ -466,6 +471,12 @@ class PromptLayer(BridgedLayer):
             seen = mask[:, 0].diagonal(dim1=-2, dim2=-1)[:, -T:] == 0
             positions = positions_from_mask(seen)
         return (given if given is not None else positions), seen
+
+
+def _first_position(backbone: nn.Module) -> int:
+    """Position of a first token. RoBERTa and its relatives count from the index after the padding's."""
+    padding = getattr(getattr(getattr(backbone, "embeddings", None), "position_embeddings", None), "padding_idx", None)
+    return 0 if padding is None else padding + 1
 
 
 def _grow(mask: Tensor, m: int) -> Tensor:

@@ -36,7 +36,7 @@ class _LinearLogp(torch.autograd.Function):
             else states.dtype
         )
         n = states.shape[0]
-        logp = torch.empty(n, dtype=torch.float32, device=states.device)
+        logp = torch.empty(n, dtype=torch.promote_types(dtype, torch.float32), device=states.device)
         keep = n <= chunk and any(ctx.needs_input_grad)
         kept = None
         with torch.autocast(states.device.type, enabled=False):

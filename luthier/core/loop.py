@@ -15,7 +15,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -211,6 +211,7 @@ class Fitted:
 class Loop:
     """Train `model` (already wrapped by `tuner`) on `examples` under `objective`.
 
+    fresh       makes the untuned, wrapped model again: needed to gather sharded parameters into it
     references  (R,) log-probability of every answer under the untuned model, in example order, where the objective
                 asks for it: answers of example i are at offsets[i] ... offsets[i + 1]
     """
@@ -230,11 +231,13 @@ class Loop:
         callbacks: Sequence[LoopCallback] = (),
         accelerator: Accelerator | None = None,
         stage: int = 0,
+        fresh: Callable[[], nn.Module] | None = None,
     ):
         if not examples:
             raise LuthierError("there is nothing to train on: every row was rejected or the source is empty")
         self.model, self.tuner, self.objective = model, tuner, objective
         self.examples, self.settings, self.seed, self.run, self.stage = examples, settings, seed, run, stage
+        self.fresh = fresh
         self.held_out, self.references, self.callbacks = held_out, references, list(callbacks)
         self.accelerator = accelerator or make_accelerator(settings)
         self.collate = collator(model, pad, examples, settings)
@@ -324,7 +327,7 @@ class Loop:
         if not self.sharded:
             return self.plain
         state = self.accelerator.get_state_dict(self.wrapped)
-        if not self.accelerator.is_main_process:
+        if not self.accelerator.is_main_process or self.fresh is None:
             return self.plain
         whole = self.fresh()
         whole.load_state_dict(state)

@@ -114,7 +114,7 @@ class PartialTuner(Tuner):
         return model
 
     def parameter_count(self, model: nn.Module) -> int:
-        return self.select(model, random.Random(0)).count(model)
+        return self.select(model, random.Random(0)).count(model, heads=False)
 
 
 # ------------------------------------------------------------------------------------------------ objectives
@@ -228,8 +228,11 @@ class Edit(Method):
 
     capabilities: ClassVar[frozenset[str]] = frozenset()
 
-    def apply(self, states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """New tensors of the names, shapes and dtypes of `states[0]`; inputs are left untouched."""
+    def apply(self, states: Sequence[dict[str, Tensor]], model: nn.Module | None = None) -> dict[str, Tensor]:
+        """New tensors of the names, shapes and dtypes of `states[0]`; inputs are left untouched.
+
+        `model` has the architecture of the states, for edits that need to know its parts.
+        """
         raise NotImplementedError
 
 

@@ -280,12 +280,16 @@ class Subject:
         """
         if self.task == "masked_lm":
             return [logp for logp, _ in self._masked_logp([self._masked_text(t) for t in texts])]
+        return self.rolling_logp([self._after_nothing(self.encode(t)) for t in texts])
+
+    def rolling_logp(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[np.ndarray]:
+        """For each (prefix ids, ids): log-probability of every id, in disjoint pieces where the window is too short."""
         pieces, owner = [], []
-        for i, text in enumerate(texts):
-            found = _rolling(*self._after_nothing(self.encode(text)), self.window)
+        for i, (prefix, ids) in enumerate(pairs):
+            found = _rolling(prefix, ids, self.window)
             pieces += found
             owner += [i] * len(found)
-        out: list[list[np.ndarray]] = [[] for _ in texts]
+        out: list[list[np.ndarray]] = [[] for _ in pairs]
         for i, (logp, _) in zip(owner, self.pair_logp(pieces), strict=True):
             out[i].append(logp)
         return [np.concatenate(parts) if parts else np.zeros(0, np.float32) for parts in out]

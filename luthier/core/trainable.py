@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from luthier.core.anatomy import Block, Matrix
+from luthier.core.anatomy import TASK_HEADS, Block, Matrix
 from luthier.core.method import LuthierError
 
 
@@ -56,12 +56,13 @@ class Selection:
             if id(parameter) not in moving:
                 parameter.grad = None
 
-    def count(self, model: nn.Module) -> int:
-        """Scalars that move; tied tensors once."""
+    def count(self, model: nn.Module, heads: bool = True) -> int:
+        """Scalars that move; tied tensors once. `heads`: those of a task head too."""
         parameters = dict(model.named_parameters(remove_duplicate=False))
         seen: dict[int, int] = {}
         for name in self.whole:
-            seen[id(parameters[name])] = parameters[name].numel()
+            if heads or name.split(".", 1)[0] not in TASK_HEADS:
+                seen[id(parameters[name])] = parameters[name].numel()
         for name, blocks in self.blocks.items():
             seen.setdefault(id(parameters[name]), _elements(parameters[name], blocks))
         return sum(seen.values())

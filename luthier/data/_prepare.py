@@ -150,7 +150,7 @@ def _first(rejected: Sequence[Rejected]) -> str:
 def _choose(type_: str | DataSource | None, table: RowTable, options: Mapping[str, Any]) -> tuple[DataSource, str]:
     """The row type with its options, and why it is this one."""
     if isinstance(type_, DataSource):
-        return type_, "given"
+        return _build(type_.__class__, type_.name, _plain(type_) | dict(options)), "given"
     if type_ is not None:
         cls = named(type_)
         _has_columns(cls, type_, table)
@@ -167,8 +167,25 @@ def _detected(table: RowTable) -> tuple[str, str]:
             return name, f"{why}, as mapped"
         except LuthierError:
             pass
-    name, why = detect(table.columns)
+    name, why = _detected_rows(table)
     return name, f"{why}; {made}" if made else why
+
+
+def _detected_rows(table: RowTable) -> tuple[str, str]:
+    """The type by all columns; where sources with other columns were joined, the one type that all of them have."""
+    try:
+        return detect(table.columns)
+    except LuthierError:
+        shapes = dict.fromkeys(tuple(k for k, v in row.items() if v is not None) for row in table.rows)
+        if not 1 < len(shapes) <= 20:
+            raise
+        try:
+            found = dict(detect(shape) for shape in shapes)
+        except LuthierError:
+            found = {}
+        if len(found) != 1:
+            raise
+        return next(iter(found.items()))
 
 
 def _has_columns(cls: Any, name: str, table: RowTable) -> None:
@@ -254,8 +271,10 @@ def _measure(examples: Sequence[Example], report: Report) -> None:
         "min": int(lengths.min()), "mean": round(float(lengths.mean()), 1), "median": float(np.median(lengths)),
         "p95": float(np.percentile(lengths, 95)), "max": int(lengths.max()),
     }  # fmt: skip
-    counts, edges = np.histogram(lengths, bins=min(8, int(np.ptp(lengths)) + 1))
-    report.histogram = [(int(a), int(b), int(n)) for a, b, n in zip(np.ceil(edges), np.floor(edges[1:]), counts)]
+    width = -(-(int(np.ptp(lengths)) + 1) // 8)
+    edges = np.arange(lengths.min(), lengths.max() + width + 1, width)
+    counts, _ = np.histogram(lengths, bins=edges)
+    report.histogram = [(int(a), int(a) + width - 1, int(n)) for a, n in zip(edges, counts)]
     if isinstance(examples[0], LabelledExample) and report.label_names:
         report.label_counts = _label_counts(examples, report.label_names)
 

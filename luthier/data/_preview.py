@@ -91,7 +91,7 @@ def preview(prepared: Prepared, tokenizer: Any, n: int = 3) -> Group:
                 body.append(f"{name}\n" if not body else f"\n{name}\n", style="bold")
             for text, on in runs:
                 _paint(body, text, on, tokenizer)
-        panels.append(Panel(body, title=Text(_title(prepared, k)), title_align="left"))
+        panels += [Text(_title(prepared, k), style="bold"), Panel(body)]
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in report_lines(prepared.report):
         table.add_row(Text(name, style="bold"), Text(value))
@@ -103,7 +103,8 @@ def _paint(body: Text, text: str, on: bool, tokenizer: Any) -> None:
     style = "bold green" if on else "dim"
     start = len(body)
     body.append(text.replace("\n", "↵\n"), style=style)
-    for special in tokenizer.all_special_tokens:
+    added = (t.content for t in tokenizer.added_tokens_decoder.values() if t.special)
+    for special in dict.fromkeys([*tokenizer.all_special_tokens, *added]):
         at = body.plain.find(special, start)
         while at >= 0:
             body.stylize("reverse", at, at + len(special))

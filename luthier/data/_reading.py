@@ -236,13 +236,9 @@ def _parse(source: str) -> tuple[str, str | None, int | None]:
     for _ in range(2):
         if n is None and (m := re.fullmatch(r"(.+)#(\d+)", place)):
             place, n = m.group(1), int(m.group(2))
-        elif split is None and (m := re.fullmatch(r"(.+):([A-Za-z_][\w.\-]*)", place)) and not _scheme(place):
+        elif split is None and (m := re.fullmatch(r"(.+):([A-Za-z_][\w.\-]*)", place)) and m.group(1) != "sandbox":
             place, split = m.group(1), m.group(2)
     return place, split, n
-
-
-def _scheme(place: str) -> bool:
-    return place.startswith("sandbox:") or re.match(r"[A-Za-z]:[\\/]", place) is not None
 
 
 def _sample(table: RowTable, n: int, seed: int) -> None:
@@ -262,7 +258,7 @@ def _headerless(columns: Any) -> bool:
     return bool(columns) and any(isinstance(v, int) for v in columns.values())
 
 
-def _dig(row: Row, path: str) -> Any:
+def dig(row: Row, path: str) -> Any:
     """`row[path]`, or a nested field by a dotted path. KeyError where there is none."""
     if path in row:
         return row[path]
@@ -286,7 +282,7 @@ def _rename(table: RowTable, columns: Mapping[str, str | int]) -> None:
         new_row = {k: v for k, v in row.items() if k not in wanted.values() or k in wanted}
         for new, old in wanted.items():
             try:
-                new_row[new] = _dig(row, old)
+                new_row[new] = dig(row, old)
             except KeyError:
                 raise RowError(f"no column '{old}' (columns: {{{new}: {old}}})") from None
         return new_row
@@ -485,6 +481,8 @@ def _cells(header: list[str], cells: list[str]) -> Row | _Bad:
 def _header(path: str, line: int, cells: list[str]) -> list[str]:
     """The first line, if it can be one: names are filled in, different, short and not numbers."""
     reason = ""
+    if not cells[0].strip() and any(cells[1:]):
+        cells = ["Unnamed: 0", *cells[1:]]  # the row numbers that pandas writes, by the name that it reads them with
     if len(set(cells)) < len(cells):
         reason = "a name occurs twice"
     for cell in cells:
@@ -572,18 +570,17 @@ def _hub(place: str, split: str | None) -> _Raw:
     name, _, query = place.partition("?")
     options = _query(place, query, ("name", "revision", "split", "data_dir"))
     split = split or options.pop("split", None)
+    if split and re.search(r"[\[%+]", split):  # slicing is the library's own language
+        options["split"], split = split, None
     try:
-        if split and re.search(r"[\[%+]", split):  # slicing is the library's own language
-            return _hugging(datasets.load_dataset(name, split=split, **options), place, None)
-        return _hugging(datasets.load_dataset(name, **options), place, split)
-    except LuthierError:
-        raise
+        data = datasets.load_dataset(name, **options)
     except Exception as error:  # many libraries stand behind this call, and users need one line from all of them
         line = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
         raise LuthierError(
             f"data: '{name}' is no local path, and the hub did not give it ({type(error).__name__}: {line[:200]}); "
             "check the spelling, or the network and HF_HUB_OFFLINE"
         ) from error
+    return _hugging(data, place, split)
 
 
 def _sandbox(place: str, split: str | None) -> _Raw:

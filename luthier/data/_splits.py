@@ -16,7 +16,7 @@ from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
 from luthier.core.method import LuthierError
-from luthier.data._reading import RowTable, _dig
+from luthier.data._reading import RowTable, dig
 from luthier.data._words import nearest
 
 _CONTENT = (
@@ -91,7 +91,7 @@ def _keys(table: RowTable, column: str | None, option: str) -> list[Hashable] | 
     keys: list[Hashable] = []
     for row, origin in zip(table.rows, table.origins):
         try:
-            value = _dig(row, column)
+            value = dig(row, column)
         except KeyError:
             if column.split(".")[0] not in table.columns:
                 raise LuthierError(f"data: {option}: {nearest('column', column, table.columns)}") from None

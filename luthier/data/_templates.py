@@ -31,10 +31,10 @@ BUILT_IN = {
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     ),
     "plain": (
-        "{% for m in messages %}{{ m['role'] + ': ' }}"
-        "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] + (eos_token or '\n') }}{% endgeneration %}"
-        "{% else %}{{ m['content'] + '\n' }}{% endif %}{% endfor %}"
-        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+        "{% for m in messages %}{{ m['role'] + ':' }}{% if m['role'] == 'assistant' %}"
+        "{% generation %}{{ ' ' + m['content'] + (eos_token or '\n') }}{% endgeneration %}"
+        "{% else %}{{ ' ' + m['content'] + '\n' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
     ),
 }
 _PROBE = "luthierprobe"

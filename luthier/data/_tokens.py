@@ -86,7 +86,7 @@ def _closed(out: Tokens, text: Rendered, tail: int, eos: int | None) -> Tokens:
 def token_range(offsets: Sequence[Span], span: Span) -> tuple[int, int]:
     """First token that covers a character of the span, and the first one after the last such token."""
     start, end = span
-    first = bisect_right(offsets, start, key=_END)
+    first = bisect_right(offsets, start, key=_END) if start else 0  # a trimmed first token ends at 0
     stop = bisect_left(offsets, end, key=_START)
     while stop < len(offsets) and offsets[stop][0] == offsets[stop][1] and offsets[stop - 1][1] < end:
         stop += 1  # a token of spaces whose offset the tokenizer trimmed to nothing

@@ -4,9 +4,10 @@
     out     LabelledExample: tokens with the tokenizer's own special tokens, and the label
     trained the label; no token is
 
-    label_names   class names in the order of their indices; found in the data when not given: whole numbers by size,
-                  other names by alphabet, or the names that the data set itself stores
-    problem_type  auto: numbers with a fraction are a regression, lists are several labels at once, the rest classes
+    label_names     class names in the order of their indices; found in the data when not given: whole numbers by size,
+                    other names by alphabet, or the names that the data set itself stores
+    pair_separator  between two sentences where the tokenizer itself puts nothing between them
+    problem_type    auto: numbers with a fraction are a regression, lists are several labels at once, the rest classes
 Indices and names are in the report, so that evaluation rows can be given the same ones.
 """
 
@@ -33,6 +34,7 @@ class Labelled(RowType):
     columns: ClassVar[tuple[tuple[str, ...], ...]] = (("text", "sentence1"), ("label", "labels"))
     optional: ClassVar[tuple[str, ...]] = ("sentence2", "text_pair")
     label_names: tuple[str, ...] | None = None
+    pair_separator: str = "\n"
     problem_type: Literal["auto", "single_label_classification", "multi_label_classification", "regression"] = "auto"
 
     def settle(self, rows: Sequence[dict[str, Any]], names: Mapping[str, list[str]]) -> tuple[Self, list[str]]:
@@ -53,12 +55,17 @@ class Labelled(RowType):
                 results.append((*_texts(row), self._index(_label(row))))
             except RowError as error:
                 results.append(error)
+        if tokenizer.num_special_tokens_to_add(pair=True) <= tokenizer.num_special_tokens_to_add(pair=False):
+            results = [self._joined(*r) if isinstance(r, tuple) and r[1] is not None else r for r in results]
         for paired in (False, True):
             chosen = [i for i, r in enumerate(results) if isinstance(r, tuple) and (r[1] is not None) == paired]
             texts = [(results[i][0], results[i][1]) if paired else results[i][0] for i in chosen]
             for i, tokens in zip(chosen, self._tokens(texts, tokenizer)):
                 results[i] = self._example(indices[i], *tokens, results[i][2])
         return results
+
+    def _joined(self, first: str, second: str, label: Any) -> tuple[str, None, Any]:
+        return first + self.pair_separator + second, None, label
 
     def _tokens(self, texts: list[Any], tokenizer: Any) -> list[tuple[list[int], list[int] | None, int]]:
         """Ids, sentence indices and the length before cutting. Cutting is the tokenizer's: special tokens stay."""

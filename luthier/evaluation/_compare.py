@@ -127,9 +127,11 @@ def _from_file(name: str, folders: Iterable[str | Path]) -> dict[str, Any]:
     return {**told, "data": str(beside)} if beside.is_file() else told
 
 
-def fingerprint(told: Mapping[str, Any]) -> str:
+def fingerprint(told: Mapping[str, Any], folder: Path = TASKS) -> str:
     """What decides prompts and scores, as a short hash: when it changes, the version has to."""
     kept = {k: v for k, v in told.items() if k not in (*_WORDS_ONLY, "version")}
+    if (folder / str(told.get("data"))).is_file():
+        kept["rows"] = (folder / told["data"]).read_text(encoding="utf-8")
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -263,6 +263,7 @@ _MEASURES = frozenset(
     )
 )
 _NUMBER = re.compile(r"^-?\d+(\.\d+)?$")
+_FIGURES = re.compile(r"^\d+([.,:/-]\d+)+$")
 
 
 def words_of(text: str) -> list[str]:
@@ -277,7 +278,7 @@ def words_of(text: str) -> list[str]:
 def _bare(word: str) -> str:
     """A word without its punctuation; a number keeps its sign and decimal point."""
     inner = word.strip(string.punctuation.replace("-", "") + "“”‘’«»…–—")
-    if _NUMBER.match(inner):
+    if _NUMBER.match(inner) or _FIGURES.match(inner):
         return inner
     return "".join(c for c in inner if not unicodedata.category(c).startswith(("P", "S")))
 

@@ -46,8 +46,9 @@ class LuthierLM(LM):
         return [(float(logp.sum(dtype="float64")), bool(best.all())) for logp, best in self.subject.pair_logp(pairs)]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[float]:
-        """Log-probability of each text."""
-        return [float(x.sum(dtype="float64")) for x in self.subject.token_logp([r.args[0] for r in requests])]
+        """Log-probability of each text; a BOS that the tokenizer adds is predicted too, as HFLM does."""
+        pairs = [([self.subject.prefix_id], self.subject.encode(r.args[0])) for r in requests]
+        return [float(x.sum(dtype="float64")) for x in self.subject.rolling_logp(pairs)]
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[str]:
         """A text for each (context, options), up to the first of `until`."""
@@ -99,10 +100,15 @@ def evaluate_harness(
     import lm_eval
     from lm_eval.tasks import TaskManager
 
+    own = {p.stem for p in Path(include_path).glob("*.yaml")} if include_path is not None else set()
+    manager = TaskManager(
+        include_path=None if include_path is None else str(include_path),
+        include_defaults=not own.issuperset(t for t in tasks if isinstance(t, str)),
+    )
     found = lm_eval.simple_evaluate(
         model=LuthierLM(subject), tasks=list(tasks), limit=limit, num_fewshot=num_fewshot,
         apply_chat_template=apply_chat_template, random_seed=seed, bootstrap_iters=0,
-        task_manager=TaskManager(include_path=None if include_path is None else str(include_path)),
+        task_manager=manager,
     )  # fmt: skip
     if found is None:
         raise LuthierError("lm-eval returned no results: only the first process of several does")

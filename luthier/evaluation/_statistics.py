@@ -68,7 +68,10 @@ def value(aggregate: Aggregate, stats: Stats) -> float:
 
 
 def _bounds(found: Floats, point: float, jackknife: Floats | None, level: float) -> tuple[float, float]:
-    """Percentile bounds, shifted by BCa where a jackknife is given."""
+    """Percentile bounds, shifted by BCa where a jackknife is given.
+
+    They are widened to hold the value itself, which the resamples of a biased metric (ECE) can all lie above.
+    """
     found = found[np.isfinite(found)]
     if not len(found) or not math.isfinite(point):
         return math.nan, math.nan
@@ -76,7 +79,7 @@ def _bounds(found: Floats, point: float, jackknife: Floats | None, level: float)
     if jackknife is not None:
         tails = _bca_tails(found, point, jackknife[np.isfinite(jackknife)], tails)
     low, high = np.quantile(found, tails)
-    return float(low), float(high)
+    return min(float(low), point), max(float(high), point)
 
 
 def _bca_tails(found: Floats, point: float, jackknife: Floats, tails: Floats) -> Floats:
@@ -84,8 +87,9 @@ def _bca_tails(found: Floats, point: float, jackknife: Floats, tails: Floats) ->
     below = (np.mean(found < point) + np.mean(found <= point)) / 2
     spread = jackknife.mean() - jackknife
     scale = (spread**2).sum() ** 1.5
-    if not 0 < below < 1 or scale == 0:
+    if scale == 0:
         return tails
+    below = min(max(below, 0.5 / len(found)), 1 - 0.5 / len(found))
     z0, acceleration = normal.inv_cdf(below), (spread**3).sum() / (6 * scale)
     z = np.array([normal.inv_cdf(t) for t in tails]) + z0
     return np.array([normal.cdf(z0 + v / (1 - acceleration * v)) for v in z])

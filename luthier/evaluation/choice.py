@@ -4,6 +4,7 @@
     accuracy_norm  argmax_c logp(c | prompt) / characters(c)       is the right one
     margin         logp(right | prompt) - max of the others        moves before the ranking does
 
+    choices        for rows that bring none of their own
     delimiter      stands between prompt and choice unless either brings its own blank; none after a list of messages
 Ties:       count as wrong.
 Chance:     mean of 1 / number of choices; it and the most frequent position are reported with the task.
@@ -16,7 +17,7 @@ Departures: none.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -33,10 +34,12 @@ class Choice(Scorer):
     proportions: ClassVar[frozenset[str]] = frozenset({"accuracy", "accuracy_norm"})
     units: ClassVar[dict[str, str]] = {"margin": "nats"}
     sample: ClassVar[str] = "accuracy"
+    choices: tuple[str, ...] = ()
     delimiter: str = " "
 
     def ask(self, subject: Subject, items: Sequence[Item], base: Answers | None = None) -> Answers:
         need(items, "prompt", self.name)
+        items = [i if i.choices else replace(i, choices=self.choices or None) for i in items]
         need(items, "choices", self.name)
         scores = choice_logp(subject, items, self.delimiter)
         right = [right_choice(i) for i in items]

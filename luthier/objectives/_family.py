@@ -8,6 +8,7 @@ HeadObjective   loss of a task head's outputs                          (classifi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -102,10 +103,14 @@ class PairObjective(Objective):
 
 @dataclass(frozen=True)
 class HeadObjective(Objective):
-    """Weight: the number of rows."""
+    """Weight: the number of rows.
+
+    problems  kinds of labels it takes, in transformers' words (`problem_type`)
+    """
 
     rows = ("labelled",)
     task = "classification"
+    problems: ClassVar[tuple[str, ...]] = ()
 
     def loss(self, outputs: Tensor, label: Tensor) -> Tensor:
         """Loss (B,) from head outputs (B, C) and labels."""
@@ -116,7 +121,8 @@ class HeadObjective(Objective):
 
     def compute(self, scorer: Scorer, batch: Batch) -> Loss:
         assert batch.label is not None
-        outputs = scorer.class_logits(batch).float()
+        outputs = scorer.class_logits(batch)
+        outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
         return Loss(self.loss(outputs, batch.label).sum(), self.weight(batch), self.figures(outputs.detach(), batch.label))
 
     def figures(self, outputs: Tensor, label: Tensor) -> dict[str, tuple[Tensor, float]]:

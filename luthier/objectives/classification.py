@@ -26,6 +26,7 @@ from luthier.objectives._family import HeadObjective
 class Classification(HeadObjective):
     paper: ClassVar[str] = "arXiv:1708.02002"
     cards: ClassVar[tuple[int, ...]] = (33, 46)
+    problems: ClassVar[tuple[str, ...]] = ("single_label_classification", "multi_label_classification")
 
     class_weights: tuple[float, ...] | None = None
     focal: float = 0.0

@@ -6,7 +6,8 @@
     mask_id, vocabulary   taken from the tokenizer by the run where left at -1
 Start:      log V for a model that knows nothing.
 Paper:      Devlin et al., 2019, arXiv:1810.04805, section 3.1.
-Departures: masks are drawn anew at every visit (the paper's code drew ten versions once).
+Departures: masks are drawn anew at every visit (the paper's code drew ten versions once). A row in which no token was
+            drawn hides one.
 """
 
 from __future__ import annotations
@@ -45,19 +46,25 @@ class MaskedLM(TokenObjective):
         return replace(self, mask_id=mask, vocabulary=len(tokenizer) if self.vocabulary < 0 else self.vocabulary)
 
     def view(self, batch: Batch, step: int, total: int, rng: np.random.Generator) -> Batch:
-        """Hide a fresh draw of tokens: scored positions then predict themselves."""
+        """Hide a fresh draw of tokens: scored positions then predict themselves. Each row draws for itself."""
         assert batch.source is not None and batch.target is not None and batch.owner is not None
         position = batch.source + 1  # the scored tokens themselves: source is the place before them
-        chosen = torch.from_numpy(rng.random(len(position)) < self.rate)
-        if not chosen.any():
-            chosen[int(rng.integers(len(position)))] = True
-        fate = torch.from_numpy(rng.random(int(chosen.sum())))
-        at, own = position[chosen], batch.target[chosen]
-        noise = torch.from_numpy(rng.integers(0, self.vocabulary, len(at)))
+        key = int(rng.integers(2**62))
+        draws = [self._draw(key, row, int(n)) for row, n in zip(batch.rows.tolist(), batch.owner.bincount(minlength=batch.answers).tolist())]
+        chosen, fate, noise = (torch.from_numpy(np.concatenate(part)) for part in zip(*draws))
+        at, own, fate, noise = position[chosen], batch.target[chosen], fate[chosen], noise[chosen]
         new = torch.where(fate < 0.8, torch.full_like(own, self.mask_id), torch.where(fate < 0.9, noise, own))
         ids = batch.ids.flatten().clone()
         ids[at] = new
         return replace(batch, ids=ids.view_as(batch.ids), source=at, target=own, owner=batch.owner[chosen])
+
+    def _draw(self, key: int, row: int, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """For the n tokens of a data row: which are predicted, what becomes of each, and a random token."""
+        rng = np.random.default_rng([key, row])
+        chosen = rng.random(n) < self.rate
+        if n and not chosen.any():
+            chosen[rng.integers(n)] = True
+        return chosen, rng.random(n), rng.integers(0, self.vocabulary, n)
 
     def loss(self, tokens: TokenLogp) -> Tensor:
         return -tokens.logp

@@ -21,6 +21,7 @@ from luthier.objectives._family import HeadObjective
 class Regression(HeadObjective):
     paper: ClassVar[str] = "arXiv:1810.04805"
     cards: ClassVar[tuple[int, ...]] = (3, 33)
+    problems: ClassVar[tuple[str, ...]] = ("regression",)
 
     def loss(self, outputs: Tensor, label: Tensor) -> Tensor:
         return (outputs[:, 0] - label.to(outputs)) ** 2

@@ -9,22 +9,7 @@ import random
 CONSONANTS = "bdfgklmnprst"
 VOWELS = "aeiou"
 SYLLABLES = [c + v for c in CONSONANTS for v in VOWELS]
-_ENGLISH = {
-    "does",
-    "more",
-    "like",
-    "same",
-    "note",
-    "pole",
-    "bake",
-    "rope",
-    "tape",
-    "lamp",
-    "name",
-    "made",
-    "take",
-    "used",
-}
+_ENGLISH = frozenset("does more like same note pole bake rope tape lamp name made take used".split())  # noqa: SIM905
 
 
 def _pool() -> list[str]:
@@ -55,13 +40,13 @@ LANGUAGE_WORDS = _deal(296, 300)
 LANGUAGE_NAMES = [w.capitalize() for w in _deal(596, 8)]
 
 JOBS = _words(
-    "baker farmer doctor pilot singer tailor sailor painter miner judge nurse guard cook monk potter hunter clerk smith "
-    "weaver actor dancer porter writer fisher"
+    "baker farmer doctor pilot singer tailor sailor painter miner judge nurse guard cook monk potter hunter clerk "
+    "smith weaver actor dancer porter writer fisher"
 )
 FOODS = _words("rice soup bread fish corn beans cake eggs plums nuts cheese pears figs peas ham kale")
 OBJECTS = _words(
-    "rope coin key hat cup ring drum book lamp shoe ball bell clock map pen knife spoon fork brush chain flag doll mask "
-    "kite stone leaf card glove scarf wheel nail comb"
+    "rope coin key hat cup ring drum book lamp shoe ball bell clock map pen knife spoon fork brush chain flag doll "
+    "mask kite stone leaf card glove scarf wheel nail comb"
 )
 COLOURS = _words("red blue green white black gold grey pink")
 DAYS = _words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")

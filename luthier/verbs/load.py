@@ -70,11 +70,24 @@ def load(
         out.name = name
         return out
     if path.suffix == ".bin" and path.is_file():
-        from luthier.core.llama2c import load_checkpoint
-
-        lm, tokenizer = load_checkpoint(path)
-        return Loaded(lm, tokenizer, "causal_lm", name, str(path))
+        return _llama2c(settings, name, path, task)
     return _plain(settings, name, path, task, num_labels, label_names)
+
+
+def _llama2c(settings: ModelSettings, name: str, path: Path, task: str) -> Loaded:
+    """A llama2.c checkpoint, converted in memory."""
+    import torch
+
+    from luthier.core.llama2c import load_checkpoint
+
+    if task not in ("auto", "causal_lm"):
+        raise LuthierError(f"{path}: a llama2.c checkpoint has no {task} head: save it as a folder first (save_pretrained)")
+    lm, tokenizer = load_checkpoint(path, settings.tokenizer)
+    if settings.dtype not in ("auto", "float32"):
+        lm = lm.to(getattr(torch, settings.dtype))
+    if settings.attn_implementation:
+        lm.set_attn_implementation(settings.attn_implementation)
+    return Loaded(lm, tokenizer, "causal_lm", name, str(path.resolve()))
 
 
 def _run_output(path: Path) -> Path:

@@ -97,6 +97,7 @@ def run(
             model, ready.tuner, ready.objective, ready.train.examples, told.train, ready.loaded.tokenizer.pad_token_id,
             told.seed, folder, ready.held_out.examples if ready.held_out else None, references,
             _callbacks(told, callbacks, quiet), accelerator,
+            fresh=lambda: ready.tuner.wrap(load(told.model, ready.loaded.task).model, ready.loaded.task, told.seed),
         )  # fmt: skip
         fitted = loop.fit(checkpoint)
         tuned = Loaded(loop.whole_model(), ready.loaded.tokenizer, ready.loaded.task, name, str(folder.path))

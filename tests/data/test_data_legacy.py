@@ -130,7 +130,7 @@ REGISTRY = {
     "plain": {"file_name": "a.json", "columns": {"prompt": "q", "response": "r"}, "num_samples": 1},
     "pairs": {"file_name": "d.json", "ranking": True, "columns": {"prompt": "q", "chosen": "c", "rejected": "r"}},
     "judged": {"file_name": "k.json", "formatting": "sharegpt", "columns": {"messages": "turns", "kto_tag": "ok"},
-               "tags": {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}},
+               "tags": {"role_tag": "role", "content_tag": "content", "user_tag": "user"}},
     "openai": {"file_name": "o.json", "formatting": "openai"},
     "books": {"file_name": "p.json", "columns": {"prompt": "body"}},
     "odd": {"file_name": "p.json", "formating": "alpaca"},
@@ -169,7 +169,9 @@ def test_llama_factory_entries(registry: Path, chatml, name: str, columns: set[s
     assert prepare(table, tokenizer=chatml).report.type == kind
 
 
-def test_llama_factory_mistakes(registry: Path, monkeypatch) -> None:
+def test_llama_factory_mistakes_and_hub_entries(registry: Path, monkeypatch) -> None:
+    import datasets
+
     with pytest.raises(LuthierError, match="did you mean 'formatting'"):
         read(f"{registry}:odd")
     with pytest.raises(LuthierError, match="did you mean 'pairs'"):
@@ -177,7 +179,7 @@ def test_llama_factory_mistakes(registry: Path, monkeypatch) -> None:
     with pytest.raises(LuthierError, match="choose a data set"):
         read(str(registry))
     seen = {}
-    monkeypatch.setattr("datasets.load_dataset", lambda name, **o: seen.update(o, id=name) or {"train": []})
-    with pytest.raises(AttributeError):  # the stand-in above has no features; the call is what is looked at
-        read(f"{registry}/dataset_info.json:hub")
+    rows = datasets.Dataset.from_list([{"instruction": "a", "output": "b"}])
+    monkeypatch.setattr("datasets.load_dataset", lambda path, **o: seen.update(o, id=path) or rows)
+    assert read(f"{registry}/dataset_info.json:hub").rows[0]["messages"][1]["content"] == "b"
     assert seen == {"id": "org/name", "name": "main"}

@@ -140,6 +140,10 @@ def test_quotes_spoil_neither_csv_nor_tsv(write) -> None:
     assert read(write("q2.csv", 'text,label\n"two\nlines",1\nnext,0\n')).origins[1].endswith(":4")
 
 
+def test_csv_with_the_row_numbers_of_pandas(write) -> None:
+    assert read(write("p.csv", ",text\n0,a\n1,b\n")).rows[1] == {"Unnamed: 0": "1", "text": "b"}
+
+
 def test_csv_without_header(write) -> None:
     path = write("h.tsv", "a film\t0\nanother\t1\n")
     with pytest.raises(LuthierError, match=r"h\.tsv:1: the first line is not a header .*number the columns"):
@@ -188,8 +192,8 @@ def test_hub_goes_through_load_dataset(monkeypatch) -> None:
 
     asked = {}
 
-    def load(name, **options):
-        asked.update(options, id=name)
+    def load(path, **options):
+        asked.update(options, id=path)
         return datasets.DatasetDict({s: datasets.Dataset.from_list(ROWS) for s in ("train", "test")})
 
     monkeypatch.setattr("datasets.load_dataset", load)

@@ -20,6 +20,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+torch.set_num_threads(1)  # these models are so small that a second thread only waits
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>", "<mask>", "<cls>", "<sep>"]
 CHAT = (
     "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"

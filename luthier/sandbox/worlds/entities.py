@@ -11,7 +11,7 @@ import random
 import string
 
 from luthier.sandbox.lexicon import OBJECTS
-from luthier.sandbox.world import Item, Row, Task, World, is_test
+from luthier.sandbox.world import Item, Row, Task, World, cut, is_test
 
 LABELS = string.ascii_uppercase
 
@@ -46,7 +46,8 @@ class Entities(World):
 
     def score(self, row: Row, completion: str) -> float:
         """The first word is the object."""
-        return float(completion.strip().split(" ")[0].rstrip(".\n") == row["answer"] if completion.strip() else False)
+        words = cut(completion, self.stop).split()
+        return float(bool(words) and words[0].rstrip(".") == row["answer"])
 
     def document(self, rng: random.Random) -> str:
         text = ""

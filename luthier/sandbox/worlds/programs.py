@@ -55,7 +55,7 @@ NEW = {
     "skip": Operation(("every second", "skip every other"), "xs[::2]", "ll"),
     "squareall": Operation(("square each", "each times itself"), "[x * x for x in xs]", "ll"),
     "under": Operation(("keep those under {k}", "only those under {k}"), "[x for x in xs if x < {k}]", "ll", 1, 9),
-    "largest": Operation(("largest", "the largest"), "max(xs[:3])", "ln"),
+    "largest": Operation(("largest", "the largest"), "max(xs[:3])", "ln"),  # of the first three
 }
 OPERATIONS = KNOWN | NEW
 Step = tuple[str, int]  # name of the operation, its constant
@@ -87,10 +87,11 @@ class Programs(World):
                 last = place == size - 1
                 kinds = ("nn",) if number else ("ll", "ln") if last else ("ll",)
                 names.append(rng.choice([n for n, o in table.items() if o.kind in kinds]))
-            if len(set(names)) == size and (part == "known" or any(n in NEW for n in names)):
-                break
-        steps = tuple((n, rng.randint(table[n].low, table[n].high)) for n in names)
-        return (steps, rng.randrange(2))
+            if len(set(names)) != size or (part == "new" and not any(n in NEW for n in names)):
+                continue
+            steps = tuple((n, rng.randint(table[n].low, table[n].high)) for n in names)
+            if part == "known" or _runs(steps):
+                return (steps, rng.randrange(2))
 
     def split_key(self, task: str, item: Item) -> Item:
         names = sorted(name for name, _ in item[0])
@@ -104,7 +105,7 @@ class Programs(World):
         code = source(steps)
         head = f"# {describe(steps, wording)}\n"
         signature, body = code.split("\n", 1)
-        tests = [(a, run(code, a)) for a in arguments(steps, 6)]
+        tests = [(a, run(code, a)) for a in arguments(steps)]
         common = {"code": code, "tests": tests, "operations": [name for name, _ in steps], "signature": signature}
         if task == "output":
             argument, value = tests[0]
@@ -151,7 +152,7 @@ def source(steps: tuple[Step, ...]) -> str:
     return "\n".join([f"def f({name}):", *lines])
 
 
-def arguments(steps: tuple[Step, ...], count: int) -> list[Any]:
+def arguments(steps: tuple[Step, ...], count: int = 12) -> list[Any]:
     """Deterministic random arguments of the type that the program takes."""
     rng = random.Random(repr(steps))
     number = OPERATIONS[steps[0][0]].kind == "nn"
@@ -166,6 +167,11 @@ def run(code: str, argument: Any) -> Any:
         return Program(code).call(argument)
     except ProgramError as error:
         return f"error: {error}"
+
+
+def _runs(steps: tuple[Step, ...]) -> bool:
+    """Does the program give a value for all its test arguments? The largest of nothing is none."""
+    return not any(str(run(source(steps), a)).startswith("error") for a in arguments(steps))
 
 
 def _mutants(steps: tuple[Step, ...]) -> list[tuple[str, str, str]]:
