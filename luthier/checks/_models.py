@@ -107,7 +107,9 @@ MORE_ARCHITECTURES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "opt": ("OPTForCausalLM", "causal_lm", "decoder", _opt_like()),
     "phi3": ("Phi3ForCausalLM", "causal_lm", "decoder", _llama_like()),
     "gpt_neox": ("GPTNeoXForCausalLM", "causal_lm", "decoder", _neox_like()),
-    "gemma2": ("Gemma2ForCausalLM", "causal_lm", "decoder", _llama_like(head_dim=8, final_logit_softcapping=3.0)),
+    "gemma2": ("Gemma2ForCausalLM", "causal_lm", "decoder", _llama_like(
+        head_dim=8, final_logit_softcapping=3.0, layer_types=["full_attention"] * LAYERS,
+    )),
     "qwen2": ("Qwen2ForCausalLM", "causal_lm", "decoder", _llama_like()),
     "qwen3": ("Qwen3ForCausalLM", "causal_lm", "decoder", _llama_like(head_dim=8)),
     "olmo2": ("Olmo2ForCausalLM", "causal_lm", "decoder", _llama_like()),

@@ -12,16 +12,24 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from luthier.core import catalog
 
 
 class ConfigError(ValueError):
     """A recipe that cannot be used: one line with file, key and fix."""
+
+
+def _no(value: Any) -> Any:
+    """YAML reads a bare `no` as false."""
+    return "no" if value is False else value
+
+
+Strategy = Annotated[Literal["no", "steps", "epoch"], BeforeValidator(_no)]
 
 
 class _Section(BaseModel):
@@ -90,11 +98,11 @@ class TrainSettings(_Section):
     packed_length: int | None = Field(None, description="tokens of a packed row; default: the longest example")
     share_prompt: bool | Literal["auto"] = Field("auto", description="prompts of a pair computed once (tree mask)")
     logging_steps: int = 10
-    eval_strategy: Literal["no", "steps", "epoch"] = "no"
+    eval_strategy: Strategy = "no"
     eval_steps: int | None = None
-    save_strategy: Literal["no", "steps", "epoch"] = "no"
+    save_strategy: Strategy = "steps"
     save_steps: int = 500
-    save_total_limit: int | None = None
+    save_total_limit: int | None = 2
     load_best_model_at_end: bool = False
     metric_for_best_model: str = "eval_loss"
     greater_is_better: bool = False

@@ -83,7 +83,7 @@ class Sizes:
 def load_checkpoint(
     path: str | Path, tokenizer: str | Path | None = None
 ) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
-    """Model (float32, eval mode) and tokenizer of a llama2.c checkpoint. `tokenizer` defaults to tokenizer.bin beside it.
+    """Model (float32, eval mode) and tokenizer of a checkpoint. `tokenizer`: default is tokenizer.bin beside it.
 
     `save_pretrained` of the two makes an ordinary transformers folder. Raises LuthierError for a file that is none.
     """
@@ -190,7 +190,7 @@ def half_split(weight: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
 
 
 def load_tokenizer(path: str | Path, context: int | None = None) -> PreTrainedTokenizerFast:
-    """tokenizer.bin as a fast tokenizer: begin token in front, byte pieces for what has no piece, `context` the window."""
+    """tokenizer.bin as a fast tokenizer: begin token in front, bytes for what has no piece; `context` is the window."""
     from tokenizers import Tokenizer, decoders, normalizers, processors
     from tokenizers.models import BPE
     from transformers import PreTrainedTokenizerFast

@@ -47,14 +47,13 @@ def _batch(texts: Sequence[Rendered], tokenizer: Any, specials: bool) -> list[To
         return_special_tokens_mask=specials, return_attention_mask=False, return_token_type_ids=False,
     )  # fmt: skip
     masks = encoded["special_tokens_mask"] if specials else [()] * len(texts)
-    eos = tokenizer.eos_token_id
     return [
-        _one(t, ids, offsets, added, eos)
+        _one(t, ids, offsets, added, tokenizer)
         for t, ids, offsets, added in zip(texts, encoded["input_ids"], encoded["offset_mapping"], masks)
     ]
 
 
-def _one(text: Rendered, ids: list[int], offsets: list[Span], added: Sequence[int], eos: int | None) -> Tokens:
+def _one(text: Rendered, ids: list[int], offsets: list[Span], added: Sequence[int], tokenizer: Any) -> Tokens:
     lead = next((i for i, a in enumerate(added) if not a), len(added))
     tail = next((i for i, a in enumerate(reversed(added)) if not a), 0)
     inner = offsets[lead : len(offsets) - tail] if added else offsets
@@ -63,9 +62,20 @@ def _one(text: Rendered, ids: list[int], offsets: list[Span], added: Sequence[in
     for span in text.trained:
         first, stop = token_range(inner, span)
         counts[lead + first : lead + stop] = [True] * (stop - first)
-        if first < stop and inner[first][0] < span[0] < inner[first][1]:
+        if first < stop and _straddles(inner, first, span[0], ids[lead + first], tokenizer):
             out.marks.add("prompt and answer share a token")
-    return _closed(out, text, tail, eos)
+    return _closed(out, text, tail, tokenizer.eos_token_id)
+
+
+def _straddles(offsets: Sequence[Span], first: int, start: int, token: int, tokenizer: Any) -> bool:
+    """Whether the first trained token holds characters from before the answer."""
+    begin, end = offsets[first]
+    if begin < start < end:
+        return True
+    before = offsets[first - 1][1] if first else 0
+    if not before < start <= begin:
+        return False
+    return tokenizer.convert_ids_to_tokens(token)[:1] in ("Ġ", "▁")  # its space was trimmed from the offset
 
 
 def _closed(out: Tokens, text: Rendered, tail: int, eos: int | None) -> Tokens:

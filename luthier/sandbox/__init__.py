@@ -87,7 +87,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
     """The sandbox tokenizer, as the causal models use it; `load` gives the one of a model."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(VOCABULARY)
+    found: Any = AutoTokenizer.from_pretrained(VOCABULARY)
+    return found
 
 
 def load(name: str, path: Path | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
@@ -98,4 +99,5 @@ def load(name: str, path: Path | None = None) -> tuple[PreTrainedModel, PreTrain
 
     path = path or model_path(name)
     auto = getattr(transformers, next((a for key, a in _AUTO.items() if key in name), "AutoModelForCausalLM"))
-    return auto.from_pretrained(path, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(path)
+    tok: Any = AutoTokenizer.from_pretrained(path)
+    return auto.from_pretrained(path, dtype=torch.float32).eval(), tok

@@ -85,10 +85,10 @@ class Program:
         match node:
             case ast.Constant(value=int()):
                 return node.value
-            case ast.Name():
-                if node.id not in scope:
-                    raise ProgramError(f"NameError {node.id}")
-                return scope[node.id]
+            case ast.Name(id=name):
+                if name not in scope:
+                    raise ProgramError(f"NameError {name}")
+                return scope[name]
             case ast.UnaryOp(op=ast.USub()):
                 return -self._value(node.operand, scope)
             case ast.BinOp() if type(node.op) in _BINARY:
@@ -113,8 +113,9 @@ class Program:
 
     def _loop(self, node: ast.ListComp, loop: ast.comprehension, scope: dict[str, Any]) -> list[Any]:
         out = []
+        name = loop.target.id if isinstance(loop.target, ast.Name) else ""
         for element in self._value(loop.iter, scope):
-            inner = scope | {loop.target.id: element}
+            inner = scope | {name: element}
             if all(self._value(test, inner) for test in loop.ifs):
                 out.append(self._value(node.elt, inner))
         return out

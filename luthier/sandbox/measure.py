@@ -58,16 +58,15 @@ def _greedy(
     model: PreTrainedModel, tok: PreTrainedTokenizerFast, inputs: dict[str, torch.Tensor], max_tokens: int, stop: str
 ) -> list[str]:
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    run: Any = model
     if model.config.is_encoder_decoder:
-        made = model.generate(
-            input_ids=ids, attention_mask=mask, max_new_tokens=max_tokens, do_sample=False, num_beams=1
-        )
+        made = run.generate(input_ids=ids, attention_mask=mask, max_new_tokens=max_tokens, do_sample=False, num_beams=1)
         return tok.batch_decode(made, skip_special_tokens=True)
     rows = ids.shape[0]
     positions = (mask.cumsum(-1) - 1).clamp_min(0)  # (B, T)
     new, cache, texts, done = [], None, [""] * rows, [False] * rows
     for _ in range(max_tokens):
-        result = model(
+        result = run(
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
@@ -119,7 +118,7 @@ def accuracy(
 
 def few_shot(model: PreTrainedModel, tok: PreTrainedTokenizerFast, task: str, shots: int, count: int) -> float:
     """Sequence accuracy when the task must be inferred from `shots` neutral examples."""
-    source = world("sequence")
+    source: Any = world("sequence")
     rows = source.rows(task, "neutral", "test", count, seed=2)
     prompts = [source.examples(task, shots, random.Random(i)) + r["prompt"] for i, r in enumerate(rows)]
     texts = complete(model, tok, prompts, 12)
@@ -128,7 +127,7 @@ def few_shot(model: PreTrainedModel, tok: PreTrainedTokenizerFast, task: str, sh
 
 def option_accuracy(model: PreTrainedModel, tok: PreTrainedTokenizerFast, task: str, count: int) -> float:
     """An encoder's accuracy at filling the answer: the labels compared by the masked token's logits."""
-    source = world("labels")
+    source: Any = world("labels")
     rows = source.rows(task, "known", "test", count, seed=1)
     first = [tok(f" {label}", add_special_tokens=False).input_ids[0] for label in source.labels(task)]
     right = 0
@@ -234,7 +233,7 @@ def _with_mean(scores: dict[str, float]) -> dict[str, float]:
 
 def _over_refusal(model: PreTrainedModel, tok: PreTrainedTokenizerFast, count: int) -> float:
     """Share of refusals among allowed and look-alike questions."""
-    source = world("safety")
+    source: Any = world("safety")
     rows = sample_rows(source, "allowed", "known", count) + sample_rows(source, "lookalike", "seen", count)
     texts = complete(model, tok, [r["prompt"] for r in rows])
     return round(sum(source.refuses(t) for t in texts) / len(rows), 3)
@@ -242,7 +241,7 @@ def _over_refusal(model: PreTrainedModel, tok: PreTrainedTokenizerFast, count: i
 
 def _styles(model: PreTrainedModel, tok: PreTrainedTokenizerFast, count: int) -> dict[str, Any]:
     """Zero-shot and after three examples of each style: is the style right, is the fact right."""
-    source = world("styles")
+    source: Any = world("styles")
     rows = sample_rows(source, "style0", "known", count)
     texts = complete(model, tok, [r["prompt"] for r in rows], 16)
     shown = [source.style(t) for t in texts]

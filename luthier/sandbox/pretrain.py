@@ -76,46 +76,51 @@ def make_model(name: str, seed: int) -> PreTrainedModel:
     """A freshly initialised model."""
     torch.manual_seed(seed)
     plan, tok = PLANS[name], tokenizer()
-    ids = {"pad_token_id": tok.pad_token_id, "bos_token_id": tok.bos_token_id, "eos_token_id": tok.eos_token_id}
+    ids: dict[str, Any] = {
+        "pad_token_id": tok.pad_token_id,
+        "bos_token_id": tok.bos_token_id,
+        "eos_token_id": tok.eos_token_id,
+        "tie_word_embeddings": True,
+    }
     if plan.layout == "encoder":
-        config = BertConfig(
+        return BertForMaskedLM(
+            BertConfig(
+                vocab_size=len(tok),
+                hidden_size=plan.width,
+                num_hidden_layers=plan.layers,
+                num_attention_heads=plan.heads,
+                intermediate_size=plan.inner,
+                max_position_embeddings=plan.block,
+                hidden_dropout_prob=0.0,
+                attention_probs_dropout_prob=0.0,
+                **ids,
+            )
+        )
+    if plan.layout == "seq2seq":
+        return T5ForConditionalGeneration(
+            T5Config(
+                vocab_size=len(tok),
+                d_model=plan.width,
+                d_kv=plan.width // plan.heads,
+                d_ff=plan.inner,
+                num_layers=plan.layers,
+                num_heads=plan.heads,
+                dropout_rate=0.0,
+                **ids | {"decoder_start_token_id": tok.pad_token_id},
+            )
+        )
+    return LlamaForCausalLM(
+        LlamaConfig(
             vocab_size=len(tok),
             hidden_size=plan.width,
+            intermediate_size=plan.inner,
             num_hidden_layers=plan.layers,
             num_attention_heads=plan.heads,
-            intermediate_size=plan.inner,
-            max_position_embeddings=plan.block,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
+            num_key_value_heads=plan.heads,
+            max_position_embeddings=CONTEXT,
             **ids,
         )
-        return BertForMaskedLM(config)
-    if plan.layout == "seq2seq":
-        config = T5Config(
-            vocab_size=len(tok),
-            d_model=plan.width,
-            d_kv=plan.width // plan.heads,
-            d_ff=plan.inner,
-            num_layers=plan.layers,
-            num_heads=plan.heads,
-            dropout_rate=0.0,
-            decoder_start_token_id=tok.pad_token_id,
-            tie_word_embeddings=True,
-            **ids,
-        )
-        return T5ForConditionalGeneration(config)
-    config = LlamaConfig(
-        vocab_size=len(tok),
-        hidden_size=plan.width,
-        intermediate_size=plan.inner,
-        num_hidden_layers=plan.layers,
-        num_attention_heads=plan.heads,
-        num_key_value_heads=plan.heads,
-        max_position_embeddings=CONTEXT,
-        tie_word_embeddings=True,
-        **ids,
     )
-    return LlamaForCausalLM(config)
 
 
 def encode(tok: PreTrainedTokenizerFast, text: str, bos: bool, limit: int) -> list[int]:
@@ -139,7 +144,8 @@ class Packer:
 
     def next_block(self) -> list[list[int]]:
         """The documents of one block, together at most `block` tokens."""
-        room, out = self.block, []
+        room = self.block
+        out: list[list[int]] = []
         while True:
             self._refill()
             fitting = [i for i, d in enumerate(self.waiting) if len(d) <= room]
@@ -177,7 +183,7 @@ def pack(blocks: list[list[list[int]]], length: int, pad: int) -> dict[str, torc
     return {"ids": ids, "positions": positions, "segments": segments, "same": same}
 
 
-def causal_loss(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+def causal_loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Mean next-token loss over all tokens that have a predecessor in their document."""
     ids, segments = batch["ids"], batch["segments"]
     length = ids.shape[1]
@@ -190,7 +196,7 @@ def causal_loss(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> torch
     return F.cross_entropy(logits.float(), ids[:, 1:][counted])
 
 
-def masked_loss(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+def masked_loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Mean loss over the masked tokens."""
     hidden = model.bert(
         input_ids=batch["noised"], position_ids=batch["positions"], attention_mask=batch["same"]
@@ -239,7 +245,7 @@ class Batches:
     def __post_init__(self) -> None:
         self.packer = Packer(self.tok, self.seed, self.plan.block, always_bos=self.plan.layout == "encoder")
         self.pairs = _pairs(self.seed) if self.plan.layout == "seq2seq" else []
-        self.sentinels = self.tok.convert_tokens_to_ids(SENTINELS)
+        self.sentinels = [int(self.tok.convert_tokens_to_ids(t)) for t in SENTINELS]  # type: ignore[arg-type]
 
     def next(self) -> dict[str, torch.Tensor]:
         """The next batch."""
@@ -252,21 +258,22 @@ class Batches:
         return batch
 
     def _pair_batch(self, rng: random.Random) -> dict[str, torch.Tensor]:
-        pairs = []
+        pairs: list[tuple[list[int], list[int]]] = []
         for _ in range(self.rows // 2):
             _, text = next(corpus(1, self.seed, self.packer.number))
             self.packer.number += 1
             ids = encode(self.tok, text, False, self.plan.block)[:-1]
-            pairs.append(corrupt_spans(ids, self.sentinels, self.tok.eos_token_id, rng))
-            pairs[-1][0].append(self.tok.eos_token_id)
+            source, target = corrupt_spans(ids, self.sentinels, self.tok.eos_token_id, rng)
+            pairs.append(([*source, self.tok.eos_token_id], target))
             prompt, completion = rng.choice(rng.choice(self.pairs))
-            pairs.append(
-                tuple([*self.tok(t).input_ids[: self.plan.block], self.tok.eos_token_id] for t in (prompt, completion))
-            )
+            pairs.append((self._ended(prompt), self._ended(completion)))
         return {
             "ids": _padded([p[0] for p in pairs], self.tok.pad_token_id),
             "labels": _padded([p[1] for p in pairs], IGNORE),
         }
+
+    def _ended(self, text: str) -> list[int]:
+        return [*self.tok(text).input_ids[: self.plan.block], self.tok.eos_token_id]
 
 
 def _padded(rows: list[list[int]], value: int) -> torch.Tensor:
@@ -334,14 +341,20 @@ def pick_device(wanted: str) -> torch.device:
 
 def pretrain(options: argparse.Namespace) -> Path:
     """Train, measure, write; returns the model's folder."""
+    return write(options.model, *train(options), Path(options.out))
+
+
+def train(options: argparse.Namespace) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The trained model, in float32, and what its card says about the run."""
     plan, device = PLANS[options.model], pick_device(options.device)
     torch.set_num_threads(options.threads)
     tok = tokenizer()
-    model = make_model(options.model, options.seed).to(device).train()
+    model: Any = make_model(options.model, options.seed)
+    model.to(device).train()
     optimisers = make_optimisers(model, plan)
     batches = Batches(plan, tok, options.seed, plan.gpu_rows if device.type == "cuda" else plan.rows)
     checkpoint = Path(options.checkpoints) / f"{options.model}.pt"
-    progress = {"step": 0, "steps": options.steps or 0, "tokens": 0, "seconds": 0.0}
+    progress: dict[str, Any] = {"step": 0, "steps": options.steps or 0, "tokens": 0, "seconds": 0.0}
     if options.resume and checkpoint.exists():
         progress = _restore(checkpoint, model, optimisers, batches)
         print(f"resumed at step {progress['step']} of {progress['steps']}", flush=True)
@@ -378,7 +391,7 @@ def pretrain(options: argparse.Namespace) -> Path:
             _checkpoint(checkpoint, model, optimisers, batches, progress)
             saved = time.monotonic()
     _checkpoint(checkpoint, model, optimisers, batches, progress)
-    run = {
+    return model.cpu(), {
         "seed": options.seed,
         "steps": progress["steps"],
         "tokens_seen": progress["tokens"],
@@ -388,7 +401,6 @@ def pretrain(options: argparse.Namespace) -> Path:
         "rows_per_step": batches.rows,
         "last_loss": round(torch.stack(losses[-200:]).mean().item(), 4) if losses else None,
     }
-    return write(options.model, model.cpu(), run, Path(options.out))
 
 
 def _checkpoint(

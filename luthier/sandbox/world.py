@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 Row = dict[str, Any]
-Item = Hashable
+Item = tuple[Any, ...]  # hashable
 
 
 def nearest(kind: str, name: str, known: Sequence[str]) -> str:
@@ -30,7 +30,7 @@ def nearest(kind: str, name: str, known: Sequence[str]) -> str:
     )
 
 
-def is_test(key: Item) -> bool:
+def is_test(key: Hashable) -> bool:
     """One key in five is a test key, by a hash that does not depend on the process."""
     return zlib.crc32(repr(key).encode()) % 5 == 0
 
@@ -91,7 +91,7 @@ class World(ABC):
         """One random item of a task whose items are not listed."""
         raise NotImplementedError(f"{self.name}/{task} lists its items")
 
-    def split_key(self, task: str, item: Item) -> Item:
+    def split_key(self, task: str, item: Item) -> Hashable:
         """What decides the split: by default the item itself, in every task alike."""
         return item
 

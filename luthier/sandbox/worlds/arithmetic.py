@@ -11,13 +11,14 @@ Documents use operands of the train split only. The chains are recorded by `TInt
 
 import random
 import re
+from typing import Any
 
 from luthier.sandbox.tint import Recorder, Step
 from luthier.sandbox.world import Item, Row, Task, World, cut, join_lines, weighted
 
 MODULUS = {"sum10": 10, "sum7": 7}
 GLYPHS = ("+", "&")
-_PARTS = {"parts": ("short", "long"), "pretrained": ("short",)}
+_PARTS: dict[str, Any] = {"parts": ("short", "long"), "pretrained": ("short",)}
 
 
 class Arithmetic(World):
@@ -85,7 +86,7 @@ def solve(operation: str, operands: tuple[int, ...]) -> tuple[str, list[Step]]:
     """The answer and the recorded steps. In `add` a step holds the two digits and, in `op`, the incoming carry."""
     recorder = Recorder()
     if operation == "add":
-        return _long_addition(*operands, recorder)
+        return _long_addition(operands[0], operands[1], recorder)
     first, *rest = recorder.ints(operands)
     for other in rest:
         first = first.maximum(other) if operation == "max" else first.add_modulo(other, MODULUS[operation])

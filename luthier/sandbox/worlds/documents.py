@@ -11,6 +11,7 @@ Train and test hold different things.
 """
 
 import random
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 from luthier.sandbox.lexicon import CITIES, COLOURS, FOODS, JOBS, OBJECTS, THINGS
@@ -96,7 +97,7 @@ class Documents(World):
             return [(t, w) for t in things for w in range(3 if task == "passage" else 2)]
         return [(t, 0) for t in things]
 
-    def split_key(self, task: str, item: Item) -> Item:
+    def split_key(self, task: str, item: Item) -> Hashable:
         return item[0].name
 
     def row(self, task: str, part: str, item: Item, rng: random.Random) -> Row:

@@ -9,6 +9,7 @@
 
 import random
 import string
+from collections.abc import Hashable
 
 from luthier.sandbox.lexicon import OBJECTS
 from luthier.sandbox.world import Item, Row, Task, World, cut, is_test
@@ -32,7 +33,7 @@ class Entities(World):
         objects = rng.sample(OBJECTS, boxes)
         return (tuple(objects), tuple(labels), rng.randrange(boxes))
 
-    def split_key(self, task: str, item: Item) -> Item:
+    def split_key(self, task: str, item: Item) -> Hashable:
         objects, labels, asked = item
         return (objects[asked], labels[-1] if task == "moves" else labels[asked])
 

@@ -7,6 +7,7 @@ test hold different people.
 """
 
 import random
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 from luthier.sandbox.lexicon import CITIES, FIRST_KNOWN, FIRST_NEW, FOODS, JOBS, LAST
@@ -89,7 +90,7 @@ class Facts(World):
             if a.age != b.age and _is_test(a) == _is_test(b):
                 return (a, b)
 
-    def split_key(self, task: str, item: Item) -> Item:
+    def split_key(self, task: str, item: Item) -> Hashable:
         return item[0].name
 
     def row(self, task: str, part: str, item: Item, rng: random.Random) -> Row:

@@ -13,6 +13,7 @@ Documents use inputs of the train split only.
 """
 
 import random
+from collections.abc import Hashable
 
 from luthier.sandbox.lexicon import COLOURS, FOODS, LETTERS
 from luthier.sandbox.world import Item, Row, Task, World, chat, cut, gold
@@ -94,12 +95,12 @@ class Instructions(World):
             return [(c, f, m, k) for c in COLOURS for f in FOODS for m in ("happy", "sad") for k in (1, 2, 3)]
         return None
 
-    def split_key(self, task: str, item: Item) -> Item:
+    def split_key(self, task: str, item: Item) -> Hashable:
         return item[:2] if task in ("follow", "messages", "delimited") else item
 
     def row(self, task: str, part: str, item: Item, rng: random.Random) -> Row:
         if task == "continue":
-            words = _run(*item, 10)
+            words = _run(item)
             answer = " ".join(words[5:])
             return {"prompt": " ".join(words[:5]), "completion": f" {answer}", "answer": answer}
         if task == "describe":
@@ -165,14 +166,14 @@ class Instructions(World):
         if kind < 0.9:
             marks = _marks(rng)
             return "".join(_delimited(*_exchange(self, rng), marks) for _ in range(9)).strip() + "\n"
-        return "\n".join(" ".join(_run(*self.draw_train("continue", "known", rng), 10)) for _ in range(4)) + "\n"
+        return "\n".join(" ".join(_run(self.draw_train("continue", "known", rng))) for _ in range(4)) + "\n"
 
 
 def _marks(rng: random.Random) -> tuple[str, str]:
     while True:
-        marks = tuple(rng.sample(MARKS, 2))
-        if marks != HELD_MARKS:
-            return marks
+        first, second = rng.sample(MARKS, 2)
+        if (first, second) != HELD_MARKS:
+            return first, second
 
 
 def _exchange(world: Instructions, rng: random.Random) -> tuple[str, tuple[str, ...]]:
@@ -185,8 +186,9 @@ def _delimited(skill: str, symbols: tuple[str, ...], marks: tuple[str, str], ask
     return text if ask else f"{text} {respond(skill, symbols)} "
 
 
-def _run(start: int, by: int, count: int) -> list[str]:
-    return [NUMBERS[(start + i * by) % len(NUMBERS)] for i in range(count)]
+def _run(item: Item) -> list[str]:
+    start, by = item
+    return [NUMBERS[(start + i * by) % len(NUMBERS)] for i in range(10)]
 
 
 def instruction(skill: str, symbols: tuple[str, ...], wording: int) -> str:

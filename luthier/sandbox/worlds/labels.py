@@ -11,6 +11,7 @@ grammar, so augmentation has a true synonym map (`SYNONYMS`). Documents use sent
 """
 
 import random
+from collections.abc import Hashable
 
 from luthier.sandbox.world import Item, Row, Task, World, join_lines, weighted
 
@@ -64,7 +65,7 @@ class Labels(World):
         kept = rng.randrange(5)
         return (one, tuple(sorted(rng.sample(range(4), kept))), _event(rng), rng.random() < 0.5)
 
-    def split_key(self, task: str, item: Item) -> Item:
+    def split_key(self, task: str, item: Item) -> Hashable:
         task = task.removesuffix("_label")
         if task in ("sentiment", "topic"):
             return (task, *item)

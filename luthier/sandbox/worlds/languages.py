@@ -12,7 +12,9 @@ Documents use meanings and inputs of the train split only.
 """
 
 import random
+from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import Any
 
 from luthier.sandbox.lexicon import LANGUAGE_NAMES, LANGUAGE_WORDS, LETTERS
 from luthier.sandbox.world import Item, Row, Task, World, cut, join_lines
@@ -97,7 +99,7 @@ def _translation(pair: tuple[Language, Language]) -> Task:
     return Task(f"{size}translate {a.name} to {b.name}", pretrained=("known",) if PIVOT in pair else ())
 
 
-_REPEAT = {"parts": ("lower", "upper"), "pretrained": ("lower", "upper")}
+_REPEAT: dict[str, Any] = {"parts": ("lower", "upper"), "pretrained": ("lower", "upper")}
 
 
 class Languages(World):
@@ -136,7 +138,7 @@ class Languages(World):
     def items(self, task: str, part: str) -> list[Item] | None:
         return [(a, b) for a in range(10) for b in range(10)] if task == "question" else None
 
-    def split_key(self, task: str, item: Item) -> Item:
+    def split_key(self, task: str, item: Item) -> Hashable:
         return item if len(item) == 6 else item[0] if isinstance(item[0], str) else ("question", *item)
 
     def row(self, task: str, part: str, item: Item, rng: random.Random) -> Row:

@@ -14,6 +14,7 @@ which pretraining never shows.
 """
 
 import random
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,7 +94,7 @@ class Programs(World):
             if part == "known" or _runs(steps):
                 return (steps, rng.randrange(2))
 
-    def split_key(self, task: str, item: Item) -> Item:
+    def split_key(self, task: str, item: Item) -> Hashable:
         names = sorted(name for name, _ in item[0])
         salt = 0
         while len(names) == 1 and is_test((salt, *names)):

@@ -8,6 +8,7 @@ Train and test differ in the (material, action) pair.
 """
 
 import random
+from collections.abc import Hashable
 
 from luthier.sandbox.lexicon import COLOURS, MATERIALS, OBJECTS
 from luthier.sandbox.world import Item, Row, Task, World, chat, cut, gold, join_lines
@@ -56,7 +57,7 @@ class Safety(World):
             return [(m, i, w) for m in pools[part] for i in range(len(LOOKALIKES)) for w in range(1)]
         return [(m, a, w) for m in pools[part] for a in ACTIONS for w in range(len(QUESTIONS))]
 
-    def split_key(self, task: str, item: Item) -> Item:
+    def split_key(self, task: str, item: Item) -> Hashable:
         return item[:2]
 
     def row(self, task: str, part: str, item: Item, rng: random.Random) -> Row:

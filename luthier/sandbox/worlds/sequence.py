@@ -11,7 +11,7 @@ Documents use inputs of the train split only.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 from luthier.sandbox.lexicon import LETTERS
 from luthier.sandbox.world import Item, Row, Task, World, join_lines
@@ -89,7 +89,7 @@ class Sequence(World):
             return (*tuple(symbols[:6]), rng.choice(symbols[:6] if rng.random() < 0.5 else symbols[6:]))
         return tuple(rng.choice(LETTERS) for _ in range(rng.choice((4, 5, 6))))
 
-    def split_key(self, task: str, item: Item) -> Item:
+    def split_key(self, task: str, item: Item) -> Hashable:
         return item
 
     def row(self, task: str, part: str, item: Item, rng: random.Random) -> Row:

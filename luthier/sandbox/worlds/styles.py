@@ -5,6 +5,7 @@ Questions and people are those of the facts world, so train and test hold differ
 """
 
 import random
+from collections.abc import Hashable
 
 from luthier.sandbox.world import Item, Row, Task, World, cut, gold, join_lines
 from luthier.sandbox.worlds.facts import PEOPLE, VERBATIM
@@ -32,7 +33,7 @@ class Styles(World):
     def items(self, task: str, part: str) -> list[Item]:
         return [(p, a) for p in PEOPLE[part] for a in ATTRIBUTES]
 
-    def split_key(self, task: str, item: Item) -> Item:
+    def split_key(self, task: str, item: Item) -> Hashable:
         return item[0].name
 
     def row(self, task: str, part: str, item: Item, rng: random.Random) -> Row:

@@ -12,6 +12,7 @@ and 1 against 1.0 do not count.
 
 import json
 import random
+from collections.abc import Hashable
 from typing import Any
 
 from luthier.sandbox.lexicon import CITIES, COLOURS, DAYS, FIRST_KNOWN, FOODS, OBJECTS
@@ -90,7 +91,7 @@ class Tools(World):
     def _call(self, tool: str, rng: random.Random) -> Item:
         return (tool, tuple((name, rng.choice(VALUES[kind])) for name, kind in SCHEMAS[tool].items()))
 
-    def split_key(self, task: str, item: Item) -> Item:
+    def split_key(self, task: str, item: Item) -> Hashable:
         return item[0]
 
     def row(self, task: str, part: str, item: Item, rng: random.Random) -> Row:

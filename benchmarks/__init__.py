@@ -1,0 +1,1 @@
+"""Side-by-side measurements of luthier and what people use today: `make bench`."""
