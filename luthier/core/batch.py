@@ -170,22 +170,32 @@ def positions_from_mask(mask: Tensor) -> Tensor:
     return (mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
-def _scored(spans: list[tuple[int, int, int]]) -> tuple[Tensor, Tensor, Tensor]:
+_Span = tuple[np.ndarray, np.ndarray, int]
+"""Flat positions that predict, flat positions of the tokens predicted, and the answer that they belong to."""
+
+
+def _scored(spans: Sequence[_Span], ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(source, target, owner), each (N,); targets are read from the grid of ids."""
     if not spans:
         empty = torch.zeros(0, dtype=torch.long)
         return empty, empty.clone(), empty.clone()
-    table = torch.from_numpy(np.asarray(spans, dtype=np.int64))
-    return table[:, 0].contiguous(), table[:, 1].contiguous(), table[:, 2].contiguous()
+    source, predicted = (np.concatenate(part).astype(np.int64) for part in list(zip(*spans))[:2])
+    owner = np.repeat([s[2] for s in spans], [len(s[0]) for s in spans]).astype(np.int64)
+    return torch.from_numpy(source), ids.flatten()[torch.from_numpy(predicted)], torch.from_numpy(owner)
+
+
+def _text_span(e: TextExample, at: int, owner: int) -> _Span:
+    """Counted tokens of an example whose first token is at flat position `at`; nothing predicts a first token."""
+    predicted = at + 1 + np.flatnonzero(np.asarray(e.counts[1:], dtype=bool))
+    return predicted - 1, predicted, owner
 
 
 def collate_text(examples: Sequence[TextExample], pad: int, side: str = "right") -> Batch:
     """One example a row."""
     ids, mask = _grid([e.ids for e in examples], pad, side)
-    width, spans = ids.shape[1], []
-    for b, e in enumerate(examples):
-        base = b * width + (width - len(e) if side == "left" else 0)
-        spans += [(base + t - 1, e.ids[t], b) for t in range(1, len(e)) if e.counts[t]]
-    source, target, owner = _scored(spans)
+    width = ids.shape[1]
+    starts = [b * width + (width - len(e) if side == "left" else 0) for b, e in enumerate(examples)]
+    source, target, owner = _scored([_text_span(e, at, b) for b, (e, at) in enumerate(zip(examples, starts))], ids)
     positions = positions_from_mask(mask) if side == "left" else None
     return Batch(ids, mask, _rows(examples), positions, None, source, target, owner, extras=_extras(examples))
 
@@ -201,18 +211,19 @@ def collate_packed(rows: Sequence[Sequence[TextExample]], pad: int, side: str = 
     B, T = ids.shape
     positions = torch.zeros(B, T, dtype=torch.long)
     segments = torch.full((B, T), -1, dtype=torch.long)
-    spans, flat = [], []
+    spans: list[_Span] = []
+    flat: list[TextExample] = []
     for b, row in enumerate(rows):
         at = 0
         for e in row:
             n, a = len(e), len(flat)
             positions[b, at : at + n] = torch.arange(n)
             segments[b, at : at + n] = a
-            spans += [(b * T + at + t - 1, e.ids[t], a) for t in range(1, n) if e.counts[t]]
+            spans.append(_text_span(e, b * T + at, a))
             flat.append(e)
             at += n
     sees = (segments[:, :, None] == segments[:, None, :]) & torch.ones(T, T, dtype=torch.bool).tril()
-    source, target, owner = _scored(spans)
+    source, target, owner = _scored(spans, ids)
     return Batch(ids, mask, _rows(flat), positions, sees, source, target, owner, extras=_extras(flat))
 
 
@@ -235,7 +246,7 @@ def collate_groups(examples: Sequence[GroupExample], pad: int, side: str = "righ
     B, T = ids.shape
     positions = torch.zeros(B, T, dtype=torch.long)
     branch = torch.full((B, T), -2, dtype=torch.long)  # -2 padding, -1 prompt, k answer k
-    spans, answer = [], 0
+    spans: list[_Span] = []
     for b, e in enumerate(examples):
         n = len(e.prompt)
         positions[b, :n] = torch.arange(n)
@@ -244,13 +255,15 @@ def collate_groups(examples: Sequence[GroupExample], pad: int, side: str = "righ
         for k, a in enumerate(e.answers):
             positions[b, at : at + len(a)] = torch.arange(n, n + len(a))
             branch[b, at : at + len(a)] = k
-            spans += [(b * T + (n - 1 if t == 0 else at + t - 1), token, answer) for t, token in enumerate(a)]
-            answer += 1
+            predicted = b * T + np.arange(at, at + len(a))
+            source = predicted - 1
+            source[:1] = b * T + n - 1  # the prompt's last token predicts the first token of every answer
+            spans.append((source, predicted, len(spans)))
             at += len(a)
     same = (branch[:, :, None] == branch[:, None, :]) | ((branch[:, None, :] == -1) & (branch[:, :, None] >= 0))
     sees = same & torch.ones(T, T, dtype=torch.bool).tril()
-    source, target, owner = _scored(spans)
-    return Batch(ids, mask, flat_rows, positions, sees, source, target, owner, scores=scores, extras=_extras(examples))
+    scored, target, owner = _scored(spans, ids)
+    return Batch(ids, mask, flat_rows, positions, sees, scored, target, owner, scores=scores, extras=_extras(examples))
 
 
 def collate_labelled(examples: Sequence[LabelledExample], pad: int, side: str = "right") -> Batch:
@@ -269,9 +282,10 @@ def collate_source_target(examples: Sequence[SourceTargetExample], pad: int, sta
     ids, mask = _grid([e.ids for e in examples], pad, side)
     decoder_ids, decoder_mask = _grid([[start, *e.target[:-1]] for e in examples], pad)
     U = decoder_ids.shape[1]
-    source, target, owner = _scored(
-        [(b * U + t, tok, b) for b, e in enumerate(examples) for t, tok in enumerate(e.target)]
-    )
+    lengths = [len(e.target) for e in examples]
+    source = torch.cat([torch.arange(b * U, b * U + n) for b, n in enumerate(lengths)])
+    target = torch.tensor([t for e in examples for t in e.target], dtype=torch.long)
+    owner = torch.arange(len(examples)).repeat_interleave(torch.tensor(lengths))
     return Batch(
         ids, mask, _rows(examples), None, None, source, target, owner,
         decoder_ids=decoder_ids, decoder_mask=decoder_mask, extras=_extras(examples),

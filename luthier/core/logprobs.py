@@ -26,56 +26,108 @@ CHUNK_BYTES = 256 * 2**20
 
 
 class _LinearLogp(torch.autograd.Function):
-    """logp of targets under a linear head. Gradients of a frozen head are not computed."""
+    """logp of targets under a linear head, as few passes over (N, V) as the mathematics needs.
+
+    With e = exp(z - max z), kept in place of z, and S = sum_v e: logp = z[target] - max z - log S, and for a gradient g
+
+        d states = g W[target] - (g/S) (e @ W)         d W = one_hot(target).T @ (g states) - e.T @ ((g/S) states)
+
+    so the softmax itself is never written. Gradients of a frozen head are not computed; d logp / d states of such a
+    head needs no g, is found in the forward pass, and nothing of size V outlives it.
+    """
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, chunk: int) -> Tensor:
-        dtype = (
-            torch.get_autocast_dtype(states.device.type)
-            if torch.is_autocast_enabled(states.device.type)
-            else states.dtype
-        )
-        n = states.shape[0]
-        logp = torch.empty(n, dtype=torch.promote_types(dtype, torch.float32), device=states.device)
-        keep = n <= chunk and any(ctx.needs_input_grad)
-        kept = None
+        dtype = _compute_dtype(states)
+        n, moves = states.shape[0], any(ctx.needs_input_grad[1:3])
+        logp = torch.empty(n, dtype=_full(dtype), device=states.device)
+        slope = torch.empty_like(states) if ctx.needs_input_grad[0] and not moves else None
+        kept: tuple[Tensor | None, Tensor | None] = (None, None)
         with torch.autocast(states.device.type, enabled=False):
             for start in range(0, n, chunk):
                 rows = slice(start, min(start + chunk, n))
-                log_p = _log_softmax(states[rows], weight, bias, dtype)  # (n, V)
-                logp[rows] = log_p.gather(1, target[rows, None])[:, 0]
-                kept = log_p if keep else None
-        ctx.save_for_backward(states, weight, bias, target, kept)
+                logp[rows], e, total = _exponentials(states[rows], weight, bias, target[rows], dtype)
+                if slope is not None:
+                    one = torch.ones_like(total)
+                    slope[rows] = _d_states(e, total, one, weight, target[rows], dtype).to(states.dtype)
+                elif n <= chunk:
+                    kept = (e, total)
+        ctx.save_for_backward(states, weight, bias, target, slope, *kept)
         ctx.chunk, ctx.dtype = chunk, dtype
         return logp
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
-        states, weight, bias, target, kept = ctx.saved_tensors
+        states, weight, bias, target, slope, *kept = ctx.saved_tensors
+        if slope is not None:
+            return slope * grad[:, None].to(slope.dtype), None, None, None, None
         need_states, need_weight, need_bias = ctx.needs_input_grad[:3]
         d_states = torch.empty_like(states) if need_states else None
-        d_weight = torch.zeros_like(weight) if need_weight else None
-        d_bias = torch.zeros_like(bias) if bias is not None and need_bias else None
+        d_weight = d_bias = None
         for start in range(0, states.shape[0], ctx.chunk):
             rows = slice(start, min(start + ctx.chunk, states.shape[0]))
-            log_p = kept if kept is not None else _log_softmax(states[rows], weight, bias, ctx.dtype)
-            g = grad[rows, None]
-            d_logits = log_p.exp().mul_(-g)  # d logp / d z = onehot - softmax
-            d_logits.scatter_add_(1, target[rows, None], g.to(d_logits.dtype))
-            d_logits = d_logits.to(ctx.dtype)
+            e, total = kept
+            if e is None:
+                _, e, total = _exponentials(states[rows], weight, bias, target[rows], ctx.dtype)
+            g = grad[rows, None].to(total.dtype)
             if d_states is not None:
-                d_states[rows] = (d_logits @ weight.to(ctx.dtype)).to(states.dtype)
-            if d_weight is not None:
-                d_weight += (d_logits.T @ states[rows].to(ctx.dtype)).to(weight.dtype)
-            if d_bias is not None:
-                d_bias += d_logits.sum(0).to(d_bias.dtype)
+                d_states[rows] = _d_states(e, total, g, weight, target[rows], ctx.dtype).to(states.dtype)
+            if need_weight:
+                part = _d_weight(e, total, g, states[rows], target[rows], ctx.dtype)
+                d_weight = _add(d_weight, part.to(weight.dtype))
+            if bias is not None and need_bias:
+                part = (e.T @ (-g / total))[:, 0].index_add_(0, target[rows], g[:, 0])
+                d_bias = _add(d_bias, part.to(bias.dtype))
+        if need_weight and d_weight is None:  # no row at all
+            d_weight = torch.zeros_like(weight)
         return d_states, d_weight, d_bias, None, None
 
 
-def _log_softmax(states: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    z = F.linear(states.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
-    return torch.log_softmax(z, -1, dtype=torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype)
+def _compute_dtype(states: Tensor) -> torch.dtype:
+    kind = states.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
+
+
+def _full(dtype: torch.dtype) -> torch.dtype:
+    """The precision that sums over the vocabulary are taken in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _exponentials(
+    states: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """logp (n,), e (n, V) and its sum over the vocabulary (n, 1)."""
+    z = F.linear(states.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)).to(_full(dtype))
+    chosen, peak = z.gather(1, target[:, None]), z.amax(-1, keepdim=True)
+    e = z.sub_(peak).exp_()
+    total = e.sum(-1, keepdim=True)
+    return (chosen - peak - total.log())[:, 0], e, total
+
+
+def _d_states(e: Tensor, total: Tensor, g: Tensor, weight: Tensor, target: Tensor, dtype: torch.dtype) -> Tensor:
+    """sum_n g[n] d logp[n] / d states, (n, D)."""
+    if dtype != e.dtype:
+        return _d_logits(e, total, g, target).to(dtype) @ weight.to(dtype)
+    weight = weight.to(dtype)
+    return (e @ weight).mul_(-g / total).addcmul_(weight.index_select(0, target), g)
+
+
+def _d_weight(e: Tensor, total: Tensor, g: Tensor, states: Tensor, target: Tensor, dtype: torch.dtype) -> Tensor:
+    """sum_n g[n] d logp[n] / d weight, (V, D)."""
+    if dtype != e.dtype:
+        return _d_logits(e, total, g, target).to(dtype).T @ states.to(dtype)
+    states = states.to(dtype)
+    return (e.T @ (states * (-g / total))).index_add_(0, target, states * g)
+
+
+def _d_logits(e: Tensor, total: Tensor, g: Tensor, target: Tensor) -> Tensor:
+    """g (one_hot - softmax), (n, V): written out where it must be rounded to a half precision only after the difference."""
+    return (e * (-g / total)).scatter_add_(1, target[:, None], g)
+
+
+def _add(so_far: Tensor | None, part: Tensor) -> Tensor:
+    return part if so_far is None else so_far.add_(part)
 
 
 def linear_logp(
@@ -83,7 +135,12 @@ def linear_logp(
 ) -> Tensor:
     """Log-probabilities (N,) of `target` (N,) given states (N, D) and a head weight (V, D), bias (V,)."""
     chunk = chunk or max(1, CHUNK_BYTES // (4 * weight.shape[0]))
-    return _LinearLogp.apply(states, weight, bias, target, chunk)
+    if torch.is_grad_enabled():
+        return _LinearLogp.apply(states, weight, bias, target, chunk)
+    dtype = _compute_dtype(states)
+    with torch.autocast(states.device.type, enabled=False):
+        parts = zip(states.split(chunk), target.split(chunk), strict=True)
+        return torch.cat([_exponentials(s, weight, bias, t, dtype)[0] for s, t in parts])
 
 
 def gather_logp(logits: Tensor, target: Tensor) -> Tensor:

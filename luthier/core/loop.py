@@ -391,6 +391,7 @@ class Loop:
         figures: dict[str, tuple[Tensor, float]] = {}
         for i, (batch, counts) in enumerate(mine):
             last = i == len(mine) - 1
+            tokens = batch.tokens  # counted before the batch moves: asking a device would wait for it
             batch = batch.to(self.device)
             with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                 with self.accelerator.autocast():
@@ -399,7 +400,7 @@ class Loop:
                 self.accelerator.backward(loss.sum * (scale if counts else 0.0))
             if counts:
                 summed += loss.sum.detach().double()
-                self.tokens += batch.tokens
+                self.tokens += tokens
                 self.padded += batch.ids.numel()
                 for name, (value, weight) in loss.figures.items():
                     old = figures.get(name, (torch.zeros((), device=self.device), 0.0))

@@ -15,6 +15,7 @@ from typing import Any
 
 from luthier.data._templates import Rendered, Span
 
+_SHARED = "a token holds trained and untrained text"
 _START, _END = itemgetter(0), itemgetter(1)
 
 
@@ -62,8 +63,9 @@ def _one(text: Rendered, ids: list[int], offsets: list[Span], added: Sequence[in
     for span in text.trained:
         first, stop = token_range(inner, span)
         counts[lead + first : lead + stop] = [True] * (stop - first)
-        if first < stop and _straddles(inner, first, span[0], ids[lead + first], tokenizer):
-            out.marks.add("prompt and answer share a token")
+        ends_inside = first < stop and inner[stop - 1][0] < span[1] < inner[stop - 1][1]
+        if first < stop and (ends_inside or _straddles(inner, first, span[0], ids[lead + first], tokenizer)):
+            out.marks.add(_SHARED)
     return _closed(out, text, tail, tokenizer.eos_token_id)
 
 
@@ -119,7 +121,7 @@ def _slow(text: Rendered, tokenizer: Any, specials: bool) -> Tokens:
         stop = stop if whole_stop else stop + 1
         out.counts[first:stop] = [True] * (stop - first)
         if not clean:
-            out.marks.add("prompt and answer share a token")
+            out.marks.add(_SHARED)
     tail = 0
     if specials:
         out.ids = tokenizer.build_inputs_with_special_tokens(whole)

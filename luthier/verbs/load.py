@@ -196,12 +196,12 @@ def _first_line(error: Exception) -> str:
 
 
 class _quiet:
-    """Silences transformers' progress bars and its notice about new heads, which the run reports itself."""
+    """Silences transformers' progress bars and its notice about new heads, which the run reports itself; puts them back."""
 
     def __enter__(self) -> None:
         from transformers.utils import logging
 
-        self.level = logging.get_verbosity()
+        self.level, self.bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
         logging.set_verbosity_error()
         logging.disable_progress_bar()
 
@@ -209,6 +209,8 @@ class _quiet:
         from transformers.utils import logging
 
         logging.set_verbosity(self.level)
+        if self.bar:
+            logging.enable_progress_bar()
 
 
 def decoder_of(told: dict[str, Any]) -> Any:

@@ -22,7 +22,7 @@ from luthier.core.method import LuthierError, Objective, Tuner
 from luthier.core.references import reference_logp
 from luthier.core.runs import RunFolder
 from luthier.verbs._display import Display, FromTransformers, Trackers
-from luthier.verbs.load import Loaded, load
+from luthier.verbs.load import Loaded, _quiet, load
 
 
 @dataclass
@@ -141,7 +141,8 @@ def prepare(recipe: Recipe, say: Callable[[str], None] = lambda text: None) -> P
         )
     objective = objective.for_tokenizer(loaded.tokenizer)
     report = rows.report
-    say(f"{report.examples:,} {report.type} rows, {report.trained_tokens:,} of {report.tokens:,} tokens trained")
+    trained = f"{report.trained_tokens:,} of {report.tokens:,} tokens trained"
+    say(f"{report.examples:,} {report.type} rows, {trained if report.trained_tokens else f'{report.tokens:,} tokens'}")
     if report.rejected:
         first = report.rejected[0]
         say(f"{len(report.rejected)} rows rejected; the first: {first.origin}: {first.reason}")
@@ -334,6 +335,7 @@ def _data_row(name: str, rows: Any) -> dict[str, Any]:
         "sha256": report.sha256,
         "rejected": len(report.rejected),
         "truncated": report.truncated,
+        "answers_cut": report.answers_cut,
         "template": report.template,
     }
 
@@ -440,7 +442,8 @@ def save_model(folder: Path, tuned: Loaded, ready: Prepared) -> dict[str, Any]:
     names = ready.train.report.label_names
 
     def write(part: Path) -> None:
-        tuned.model.save_pretrained(part)
+        with _quiet():
+            tuned.model.save_pretrained(part)
         tuned.tokenizer.save_pretrained(part)
         if names:
             (part / "labels.json").write_text(json.dumps(names))

@@ -25,9 +25,9 @@ def test_gsm8k_through_the_whole_path(chatml, tmp_path: Path) -> None:
             "${LUTHIER_DATA}/gsm8k/train.jsonl", tokenizer=chatml, columns=MAPPED, options=options, cache_dir=tmp_path
         )
 
-    began = time.perf_counter()
+    began = time.process_time()  # not the clock on the wall: the machine may be busy
     prepared = run()
-    assert time.perf_counter() - began < 30  # about five seconds on one free core
+    assert time.process_time() - began < 20  # about five seconds on a free core
     report = prepared.report
     assert report.rows_found == 7473 == report.examples + len(report.rejected)
     assert all("answer lies beyond" in r.reason for r in report.rejected)

@@ -57,7 +57,7 @@ def encoded(method, row, tokenizer):
     result = method.encode_rows([row], [0], tokenizer)[0]
     if isinstance(result, RowError):
         raise result
-    return result.example, "prompt and answer share a token" in result.marks
+    return result.example, "a token holds trained and untrained text" in result.marks
 
 
 TEMPLATES = {
@@ -120,7 +120,7 @@ def test_any_segments(bare) -> None:
     def check(pieces) -> None:
         row = {"segments": [{"text": t, "label": on} for t, on in pieces]}
         example, shared = encoded(Segments(max_length=None), row, bare)
-        assert whole(example, bare) == "".join(t for t, _ in pieces)
+        assert bare.decode(example.ids) == "".join(t for t, _ in pieces)
         wanted: list[str] = []
         for i, (text, on) in enumerate(pieces):
             if on and i and pieces[i - 1][1]:
@@ -156,6 +156,13 @@ def test_a_joined_token_at_the_border_is_trained(joining) -> None:
     group, _ = encoded(Preference(), {"prompt": "xa", "chosen": "bc", "rejected": "ac"}, joining)
     assert joining.decode(group.prompt) == "x"
     assert [joining.decode(a) for a in group.answers] == ["abc</s>", "aac</s>"]
+
+
+def test_a_token_over_the_end_of_a_segment_is_trained_and_counted(joining) -> None:
+    row = {"segments": [{"text": "xa", "label": True}, {"text": "bc", "label": False}]}
+    example, shared = encoded(Segments(), row, joining)
+    assert shared
+    assert runs(example, joining) == ["xab"]
 
 
 def test_a_tokenizer_without_offsets_gives_the_same(make) -> None:

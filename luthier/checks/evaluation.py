@@ -1,0 +1,244 @@
+"""What every scorer keeps: who knows everything scores best, who guesses scores chance, and nothing depends on batches.
+
+Subjects are puppets that give prepared answers, and real tiny models where batching is looked at. A scorer that cannot
+use a kind of subject refuses it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from luthier.checks._battery import on, when
+from luthier.checks._compare import CheckFailed, require
+from luthier.checks._models import model_of
+from luthier.checks.data import vocabulary
+from luthier.core.method import Refusal
+from luthier.core.subject import Subject
+from luthier.evaluation._family import Answers, Item, items_of
+
+CHOICES = ("0", "1", "2")
+N = 240
+
+
+class Puppet:
+    """A subject that answers by `choose(item)`, the index of a choice; it is sure of what it says."""
+
+    def __init__(self, task: str, items: Sequence[Item], choose: Callable[[Item], int]):
+        self.task, self.name, self.choose = task, "puppet", choose
+        self.items = {json.dumps(key): i for i in items for key in (i.prompt, i.text)}
+        self.model = SimpleNamespace(config=SimpleNamespace(id2label=dict(enumerate(CHOICES))))
+
+    def _item(self, asked: Any) -> Item:
+        return self.items[json.dumps(asked)]
+
+    def _only(self, task: str) -> None:
+        if self.task != task:
+            raise Refusal(f"a {self.task} subject was asked for what a {task} subject does")
+
+    def _text(self, item: Item) -> str:
+        if item.choices is None:
+            return str(item.row.get("completion") or item.reference)
+        return CHOICES[self.choose(item)]
+
+    def generate(self, prompts: Sequence[Any], *limits: Any, **more: Any) -> list[str]:
+        self._only("causal_lm")
+        return [self._text(self._item(p)) for p in prompts]
+
+    def logp(self, prompts: Sequence[Any], completions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        self._only("causal_lm")
+        said = [self._text(self._item(p)).strip() == c.strip() for p, c in zip(prompts, completions, strict=True)]
+        return np.where(said, 0.0, -30.0), np.ones(len(said), dtype=int)
+
+    def token_logp(self, texts: Sequence[Any]) -> list[np.ndarray]:
+        self._only("causal_lm")
+        right = [self.choose(self._item(t)) == self._item(t).label for t in texts]
+        return [np.full(3, 0.0 if ok else -30.0, dtype=np.float32) for ok in right]
+
+    def distributions(self, texts: Sequence[Any]) -> Iterator[tuple[int, Tensor]]:
+        self._only("causal_lm")
+        for i, text in enumerate(texts):
+            yield i, torch.full((3, len(CHOICES)), -20.0).index_fill_(1, torch.tensor(self.choose(self._item(text))), 0.0)
+
+    def class_probabilities(self, texts: Sequence[Any]) -> np.ndarray:
+        self._only("classification")
+        return np.eye(len(CHOICES), dtype=np.float32)[[self.choose(self._item(t)) for t in texts]]
+
+
+@dataclass(frozen=True)
+class World:
+    """A kind of subject."""
+
+    label: str
+    task: str
+
+    def items(self, method: Any, n: int = N) -> list[Item]:
+        own = method.rows()
+        if own is not None:
+            return items_of(own)
+        return items_of([
+            {
+                "id": str(i), "prompt": f"question {'x' * (i % 7)} {i}:", "text": f"text {'y' * (i % 5)} {i}",
+                "answer": CHOICES[i % 3], "choices": list(CHOICES), "label": i % 3,
+            }
+            for i in range(n)
+        ])  # fmt: skip
+
+    def real(self, tokens_per_batch: int) -> Subject:
+        """A tiny random model of the kind."""
+        layout = "encoder" if self.task == "classification" else "causal"
+        name = "bert-classifier" if self.task == "classification" else "llama"
+        words = vocabulary(layout)
+        ids = {"pad_token_id": words.pad_token_id, "eos_token_id": words.eos_token_id, "bos_token_id": words.bos_token_id}
+        model = model_of(name, vocab_size=len(words), max_position_embeddings=128, **ids)
+        model.config.id2label = dict(enumerate(CHOICES))
+        return Subject(model, words, task=self.task, name="tiny", tokens_per_batch=tokens_per_batch)
+
+
+LANGUAGE, HEAD = World("language model", "causal_lm"), World("task head", "classification")
+
+
+def worlds(method: Any) -> list[World]:
+    return [LANGUAGE, HEAD]
+
+
+def asked(method: Any, subject: Any, items: list[Item], base: Answers | None = None) -> Answers | None:
+    """Answers, or None where the scorer refuses this kind of subject."""
+    try:
+        return method.ask(subject, items, base)
+    except Refusal:
+        return None
+
+
+def main_metric(method: Any) -> str:
+    return next(iter(method.metrics))
+
+
+def value(method: Any, answers: Answers, metric: str, weights: np.ndarray | None = None) -> float:
+    w = np.ones((1, len(answers))) if weights is None else weights
+    return float(method.aggregate(metric, answers)(answers.stats, w)[0])
+
+
+def _right(item: Item) -> int:
+    return int(item.label) if item.label is not None else 0
+
+
+language = on(lambda world: world.task == "causal_lm")
+generic = when(lambda method: method.rows() is None)
+shares = when(lambda method: main_metric(method) in method.proportions)
+
+
+# ------------------------------------------------------------------------------------------------ checks
+
+
+@language
+def check_metrics(method: Any, world: World) -> None:
+    """Every metric that is announced has a value, and the main one comes first in the table of the answers."""
+    items = world.items(method)
+    answers = method.ask(Puppet(world.task, items, _right), items)
+    table = method.table(answers)
+    require(next(iter(table)) == main_metric(method), "the main metric is not the first of the table")
+    require(set(method.metrics) <= set(table), "a metric that is announced is missing from the table")
+    require(answers.ids == [i.id for i in items], "answers are not in the order of the items")
+    for metric in table:
+        value(method, answers, metric)
+    require(all(len(column) == len(items) for column in answers.stats.values()), "a statistic has not one number an item")
+    require(bool(method.sample) and method.sample in answers.stats, f"the sample statistic '{method.sample}' is not told")
+
+
+def check_oracle_is_best(method: Any, world: World) -> None:
+    """A subject that knows every answer reaches the best value: 1 for shares, and never less than one that is wrong."""
+    items = world.items(method)
+    best = asked(method, Puppet(world.task, items, _right), items)
+    if best is None:
+        return
+    # distances are measured from the base, which is the oracle itself here
+    again = method.ask(Puppet(world.task, items, _right), items, best)
+    for metric in method.proportions:
+        require(value(method, again, metric) == 1.0, f"{metric} of an oracle is {value(method, again, metric)}")
+    if items[0].choices is None:
+        require(value(method, again, main_metric(method)) == 1.0, f"{main_metric(method)} of an oracle is not 1")
+        return
+    rng = np.random.default_rng(0)
+    guess = {i.id: int(rng.integers(3)) for i in items}
+    poor = method.ask(Puppet(world.task, items, lambda i: guess[i.id]), items, best)
+    metric = main_metric(method)
+    up = method.metrics[metric]
+    gap = value(method, again, metric) - value(method, poor, metric)
+    require(gap > 0 if up else gap < 0, f"{metric} does not prefer an oracle to a guesser (difference {gap:.3g})")
+
+
+@generic
+@shares
+def check_chance(method: Any, world: World) -> None:
+    """A guesser scores chance: one in three here, within four standard deviations; a stated chance says the same."""
+    items = world.items(method)
+    rng = np.random.default_rng(1)
+    guess = {i.id: int(rng.integers(3)) for i in items}
+    answers = asked(method, Puppet(world.task, items, lambda i: guess[i.id]), items)
+    if answers is None:
+        return
+    found, room = value(method, answers, main_metric(method)), 4 * (2 / 9 / len(items)) ** 0.5
+    require(abs(found - 1 / 3) < room, f"{main_metric(method)} of a guesser is {found:.3f}")
+    told = answers.floors.get("chance", 1 / 3)
+    require(abs(told - 1 / 3) < 1e-9, f"chance is stated as {told:.3f}")
+    for name, floor in answers.floors.items():
+        require(0 <= floor <= 1, f"floor {name} is {floor}")
+
+
+def check_batches(method: Any, world: World) -> None:
+    """Batches of any size, and any order of the items, give the same statistics and texts."""
+    items = world.items(method, 7)[:7]
+    small, large = world.real(60), world.real(4096)
+    one = asked(method, small, items)
+    if one is None:
+        return
+    two, turned = method.ask(large, items), method.ask(large, items[::-1])
+    for name, column in one.stats.items():
+        require(np.allclose(column, two.stats[name], rtol=1e-3, atol=1e-4), f"{name} depends on the batch size")
+        require(np.allclose(column, turned.stats[name][::-1], rtol=1e-3, atol=1e-4), f"{name} depends on the order")
+    require(one.outputs == two.outputs, "outputs depend on the batch size")
+
+
+def check_weights(method: Any, world: World) -> None:
+    """An item with weight two counts as two items, one with weight zero not at all: resampling rests on it."""
+    items = world.items(method, 60)[:60]
+    rng = np.random.default_rng(3)
+    guess = {i.id: int(rng.integers(3)) for i in items}
+    best = asked(method, Puppet(world.task, items, _right), items)
+    if best is None:
+        return
+    answers = method.ask(Puppet(world.task, items, lambda i: guess[i.id]), items, best)
+    counts = rng.integers(0, 3, len(items))
+    at = np.repeat(np.arange(len(items)), counts)
+    repeated = Answers(
+        [answers.ids[i] for i in at], {k: v[at] for k, v in answers.stats.items()}, names=answers.names, keep=answers.keep
+    )
+    for metric in method.table(answers):
+        weighted, written = value(method, answers, metric, counts[None].astype(float)), value(method, repeated, metric)
+        # equal-count bins may cut between copies of one item, so those two ways differ by at most one item's share
+        room = 2.5 / len(at) if metric not in answers.stats and "mass" in metric else 1e-9 * max(1.0, abs(written))
+        same = abs(weighted - written) <= room or (np.isnan(weighted) and np.isnan(written))
+        require(same, f"{metric}: {weighted} by weights, {written} with items repeated")
+
+
+@generic
+def check_missing_column(method: Any, world: World) -> None:
+    """Rows without what the scorer reads are an error that names row and column, in one line."""
+    from luthier.core.method import LuthierError
+
+    try:
+        method.ask(Puppet(world.task, [], _right), items_of([{"id": "r7", "note": "nothing to score"}]))
+    except LuthierError as error:
+        require("\n" not in str(error), "the error is longer than a line")
+        return
+    except Exception as error:
+        raise CheckFailed(f"{type(error).__name__} instead of one clear error: {error}") from None
+    raise CheckFailed("a row without any column that it reads was scored")

