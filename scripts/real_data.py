@@ -131,7 +131,6 @@ def say_gsm8k(record: Record) -> str:
 
 ANSWERS = (("gsm8k_answers", "perplexity"), ("gsm8k_answers", "bits_per_character"), ("gsm8k", "accuracy"),
            ("gsm8k", "answered"))  # fmt: skip
-STORY_RATES = {"full": (3e-4, 1e-3, 3e-3), "lora": (1e-3, 3e-3, 1e-2)}
 TRIAL = ("--seed", "100", "--data.val_size", "0.2", "--eval_strategy", "epoch", "--evaluate.tasks", "[]",
          "--evaluate.drift", "false")  # fmt: skip
 EXPERIMENTS = {
@@ -140,13 +139,10 @@ EXPERIMENTS = {
         Experiment(
             "stories-wikitext2", "A converted llama2.c checkpoint tuned on WikiText-2", "compare",
             (("wikitext2_test", "perplexity"), ("wikitext2_test", "bits_per_character"),
-             ("held_out_english", "perplexity")), say_wikitext, pilots=STORY_RATES,
-            trial=("--data.limit", "600", "--num_train_epochs", "1"),
+             ("held_out_english", "perplexity")), say_wikitext,
+            pilots={"full": (1e-3, 3e-3), "lora": (3e-3, 1e-2)}, trial=("--data.limit", "400"),
         ),
-        Experiment(
-            "gsm8k-sft", "GSM8K through supervised fine-tuning", "compare", ANSWERS, say_gsm8k, pilots=STORY_RATES,
-            trial=("--data.limit", "600", "--num_train_epochs", "1"),
-        ),
+        Experiment("gsm8k-sft", "GSM8K through supervised fine-tuning", "compare", ANSWERS, say_gsm8k),
         Experiment(
             "minilm-sst2-full", "SST-2, all rows, all weights", "run", (("sst2_dev", "accuracy"), ("sst2_dev", "mcc")),
             say_sst2_full, needs=PLACES,
@@ -154,8 +150,7 @@ EXPERIMENTS = {
         Experiment(
             "minilm-sst2-compare", "SST-2, 2,000 rows: full, LoRA and bottleneck adapters", "compare",
             (("sst2_dev", "accuracy"), ("sst2_dev", "mcc")), say_sst2_compare, needs=PLACES,
-            pilots={"lora": (3e-4, 1e-3, 3e-3), "bottleneck": (3e-4, 1e-3, 3e-3)},
-            trial=("--data.limit", "1000", "--num_train_epochs", "2"),
+            pilots={"lora": (1e-3, 3e-3), "bottleneck": (1e-3, 3e-3)}, trial=("--data.limit", "500"),
         ),
     )
 }  # fmt: skip

@@ -59,8 +59,8 @@ class DataSettings(_Section):
     train: str | list[Any] | None = None
     eval: str | list[Any] | None = None
     type: str | None = Field(None, description="row type; detected from the columns when left out")
-    columns: dict[str, str] | None = Field(None, description="wanted column: column in the file")
-    template: str | None = Field(None, description="Jinja template that makes a text of a row")
+    columns: dict[str, str | int] | None = Field(None, description="wanted column: column in the file, or its number")
+    template: str | dict[str, str] | None = Field(None, description="Jinja text, or one for each wanted column")
     limit: int | None = None
     val_size: float | int = 0
     stratify: str | None = None

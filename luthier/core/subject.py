@@ -75,7 +75,7 @@ def at_rest(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def plain_model(model: nn.Module) -> nn.Module:
+def plain_model(model: Any) -> Any:
     """The transformers model under a peft wrapper, or the model itself."""
     return model.get_base_model() if adapter_config(model) is not None else model
 
@@ -369,11 +369,11 @@ class Subject:
             for t in at:
                 asks.append(_Ask([*ids[:t], self.tokenizer.mask_token_id, *ids[t + 1 :]], [t], [ids[t]]))
         found = iter(self._each(asks, _logp_and_best))
-        out = []
+        out: list[tuple[np.ndarray, np.ndarray]] = []
         for _, at in rows:
             parts = [next(found) for _ in at]
-            empty = (np.zeros(0, np.float32), np.zeros(0, bool))
-            out.append(tuple(np.concatenate(c) for c in zip(*parts, strict=True)) if parts else empty)
+            logp = [np.zeros(0, np.float32), *(p for p, _ in parts)]
+            out.append((np.concatenate(logp), np.concatenate([np.zeros(0, bool), *(b for _, b in parts)])))
         return out
 
     def _each(
@@ -490,7 +490,8 @@ class _TransformersGreedy(Decoder):
         seq2seq = bool(plain_model(model).config.is_encoder_decoder)
         grid, mask = _grid(ids, limits.pad_id, "right" if seq2seq else "left")
         device = next(model.parameters()).device
-        out = model.generate(
+        generate: Any = model.generate
+        out = generate(
             input_ids=grid.to(device), attention_mask=mask.long().to(device), max_new_tokens=limits.max_new_tokens,
             do_sample=False, num_beams=1, eos_token_id=list(limits.stop_ids) or None, pad_token_id=limits.pad_id,
         )  # fmt: skip

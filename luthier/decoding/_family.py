@@ -61,7 +61,9 @@ class _ModelStream(Stream):
     """What both kinds of model share: the adapter in front and the head at the last position only."""
 
     def __init__(self, model: nn.Module, pad_id: int, cached: bool):
-        self.model, self.plain, self.pad_id, self.cached = model, plain_model(model), pad_id, cached
+        self.model: Any = model
+        self.plain: Any = plain_model(model)
+        self.pad_id, self.cached = pad_id, cached
         self.device = next(model.parameters()).device
         config = adapter_config(model)
         learned = config is not None and config.is_prompt_learning

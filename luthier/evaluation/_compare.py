@@ -164,7 +164,8 @@ class Measured:
         import torch
         from safetensors.torch import save_file
 
-        path, kept = Path(path), {}
+        path = Path(path)
+        kept: dict[str, Any] = {}
         told: dict[str, Any] = {"name": self.name, "answers": {}}
         for name, a in self.answers.items():
             told["answers"][name] = asdict(
@@ -378,8 +379,8 @@ def rescore(
     file: str | Path, scorer: str | Mapping[str, Any] | TextScorer, resamples: int = 2000, seed: int = 0
 ) -> dict[str, dict[str, dict[str, Any]]]:  # fmt: skip
     """Score the texts of a `generated_predictions.jsonl` by another scorer; nothing is generated."""
-    if not isinstance(scorer, Scorer):
-        scorer = build("evaluation", {"name": scorer} if isinstance(scorer, str) else dict(scorer), "rescore")
+    told = {"name": scorer} if isinstance(scorer, str) else scorer
+    scorer = told if isinstance(told, Scorer) else build("evaluation", dict(told), "rescore")
     if not isinstance(scorer, TextScorer):
         raise LuthierError(f"{scorer.name} needs the model: only scorers of generated text can score kept predictions")
     lines = Path(file).read_text(encoding="utf-8").splitlines()

@@ -30,13 +30,13 @@ Aggregate = Callable[[Stats, NDArray], NDArray]
 
 @dataclass
 class Item:
-    """One question. What a row does not have is None."""
+    """One question. What a row does not have is None: a `Prompt`, a text or a pair of texts, choices, a label."""
 
     id: str
-    prompt: Prompt | None = None
+    prompt: Any = None
     reference: str | None = None
     accepted: tuple[str, ...] = ()
-    text: str | tuple[str, str] | None = None
+    text: Any = None
     choices: tuple[str, ...] | None = None
     label: Any = None
     cluster: Any = None

@@ -84,7 +84,7 @@ def _bounds(found: Floats, point: float, jackknife: Floats | None, level: float)
 
 def _bca_tails(found: Floats, point: float, jackknife: Floats, tails: Floats) -> Floats:
     normal = NormalDist()
-    below = (np.mean(found < point) + np.mean(found <= point)) / 2
+    below = float(np.mean(found < point) + np.mean(found <= point)) / 2
     spread = jackknife.mean() - jackknife
     scale = (spread**2).sum() ** 1.5
     if scale == 0:

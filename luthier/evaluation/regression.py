@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,7 +65,7 @@ class Regression(Scorer):
 
 
 def _truth(item: Item) -> float:
-    value = item.label if item.label is not None else item.reference
+    value: Any = item.label if item.label is not None else item.reference
     try:
         return float(value)
     except (TypeError, ValueError):

@@ -121,11 +121,10 @@ def prepare(recipe: Recipe, say: Callable[[str], None] = lambda text: None) -> P
     if recipe.data.train is None:
         raise config.ConfigError("recipe: data.train is missing: name a file, a folder, a hub id or sandbox:WORLD")
     task = objective.task if recipe.model.task == "auto" else recipe.model.task
-    tokenizer = None
     rows = None
     if task == "classification":  # the head's size comes from the labels
-        tokenizer = _tokenizer(recipe)
-        rows = _rows(recipe, tokenizer, None)
+        rows = _rows(recipe, _tokenizer(recipe), None)
+        _check_rows(rows, objective)
         names = rows.report.label_names
         loaded = load(recipe.model, task, _labels(rows), names)
     else:
@@ -134,11 +133,9 @@ def prepare(recipe: Recipe, say: Callable[[str], None] = lambda text: None) -> P
             raise LuthierError(f"objective '{objective.name}' needs a {task} model; '{loaded.name}' is {loaded.task}")
     if rows is None:
         rows = _rows(recipe, loaded.tokenizer, loaded)
-    if rows.source.name not in objective.rows:
-        raise LuthierError(
-            f"objective '{objective.name}' takes rows of type {', '.join(objective.rows)}; these are '{rows.source.name}' "
-            f"({rows.report.why}): change objective, or map the columns with data.columns"
-        )
+    _check_rows(rows, objective)
+    if rows.chat_template is not None:  # evaluation, serving and the saved model use the template of training
+        loaded.tokenizer.chat_template = rows.chat_template
     objective = objective.for_tokenizer(loaded.tokenizer)
     report = rows.report
     trained = f"{report.trained_tokens:,} of {report.tokens:,} tokens trained"
@@ -149,6 +146,14 @@ def prepare(recipe: Recipe, say: Callable[[str], None] = lambda text: None) -> P
     if report.truncated:
         say(f"{report.truncated} rows cut to max_length, {report.answers_cut} of them lost trained tokens")
     return Prepared(recipe, loaded, tuner, objective, *_held_out(recipe, rows, loaded), measured_tasks(recipe))
+
+
+def _check_rows(rows: Any, objective: Objective) -> None:
+    if rows.source.name not in objective.rows:
+        raise LuthierError(
+            f"objective '{objective.name}' takes rows of type {', '.join(objective.rows)}; these are "
+            f"'{rows.source.name}' ({rows.report.why}): change objective, or map the columns with data.columns"
+        )
 
 
 def _tokenizer(recipe: Recipe) -> Any:
@@ -217,7 +222,7 @@ def measured_tasks(recipe: Recipe) -> list[Any]:
     told = recipe.evaluate
     found = [task(t) for t in told.tasks]
     if told.limit is not None:
-        found = [t if t.limit is not None else replace(t, limit=told.limit) for t in found]
+        found = [replace(t, limit=min(told.limit, t.limit or told.limit)) for t in found]
     causal = recipe.method("objectives", "objective").task == "causal_lm"
     if told.drift and causal:
         own = recipe.model.model_name_or_path in sandbox.model_names()
