@@ -20,7 +20,7 @@ from luthier.checks._battery import on, when
 from luthier.checks._compare import CheckFailed, require
 from luthier.checks._models import model_of
 from luthier.checks.data import vocabulary
-from luthier.core.method import Refusal
+from luthier.core.method import LuthierError, Refusal
 from luthier.core.subject import Subject
 from luthier.evaluation._family import Answers, Item, items_of
 
@@ -31,10 +31,12 @@ N = 240
 class Puppet:
     """A subject that answers by `choose(item)`, the index of a choice; it is sure of what it says."""
 
-    def __init__(self, task: str, items: Sequence[Item], choose: Callable[[Item], int]):
-        self.task, self.name, self.choose = task, "puppet", choose
+    def __init__(self, world: World, items: Sequence[Item], choose: Callable[[Item], int]):
+        self.task, self.outputs, self.name, self.choose = world.task, world.outputs, "puppet", choose
         self.items = {json.dumps(key): i for i in items for key in (i.prompt, i.text)}
-        self.model = SimpleNamespace(config=SimpleNamespace(id2label=dict(enumerate(CHOICES))))
+        self.model = SimpleNamespace(
+            config=SimpleNamespace(id2label=dict(enumerate(CHOICES[: world.outputs])), num_labels=world.outputs)
+        )
 
     def _item(self, asked: Any) -> Item:
         return self.items[json.dumps(asked)]
@@ -69,6 +71,8 @@ class Puppet:
 
     def class_probabilities(self, texts: Sequence[Any]) -> np.ndarray:
         self._only("classification")
+        if self.outputs == 1:
+            return np.array([[float(self.choose(self._item(t)))] for t in texts], dtype=np.float32)
         return np.eye(len(CHOICES), dtype=np.float32)[[self.choose(self._item(t)) for t in texts]]
 
 
@@ -78,6 +82,7 @@ class World:
 
     label: str
     task: str
+    outputs: int = len(CHOICES)
 
     def items(self, method: Any, n: int = N) -> list[Item]:
         own = method.rows()
@@ -97,23 +102,26 @@ class World:
         name = "bert-classifier" if self.task == "classification" else "llama"
         words = vocabulary(layout)
         ids = {"pad_token_id": words.pad_token_id, "eos_token_id": words.eos_token_id, "bos_token_id": words.bos_token_id}
-        model = model_of(name, vocab_size=len(words), max_position_embeddings=128, **ids)
-        model.config.id2label = dict(enumerate(CHOICES))
+        if self.task == "classification":
+            ids["num_labels"] = self.outputs
+        model = model_of(name, vocab_size=len(words), max_position_embeddings=512, **ids)
+        model.config.id2label = dict(enumerate(CHOICES[: self.outputs]))
         return Subject(model, words, task=self.task, name="tiny", tokens_per_batch=tokens_per_batch)
 
 
-LANGUAGE, HEAD = World("language model", "causal_lm"), World("task head", "classification")
-
-
 def worlds(method: Any) -> list[World]:
-    return [LANGUAGE, HEAD]
+    return [
+        World("language model", "causal_lm"), World("class head", "classification"), World("number head", "classification", 1),
+    ]  # fmt: skip
 
 
 def asked(method: Any, subject: Any, items: list[Item], base: Answers | None = None) -> Answers | None:
-    """Answers, or None where the scorer refuses this kind of subject."""
+    """Answers, or None where the scorer cannot use a subject with this head and says so."""
     try:
         return method.ask(subject, items, base)
-    except Refusal:
+    except LuthierError:
+        if subject.task == "causal_lm":
+            raise
         return None
 
 
@@ -142,7 +150,7 @@ shares = when(lambda method: main_metric(method) in method.proportions)
 def check_metrics(method: Any, world: World) -> None:
     """Every metric that is announced has a value, and the main one comes first in the table of the answers."""
     items = world.items(method)
-    answers = method.ask(Puppet(world.task, items, _right), items)
+    answers = method.ask(Puppet(world, items, _right), items)
     table = method.table(answers)
     require(next(iter(table)) == main_metric(method), "the main metric is not the first of the table")
     require(set(method.metrics) <= set(table), "a metric that is announced is missing from the table")
@@ -156,11 +164,11 @@ def check_metrics(method: Any, world: World) -> None:
 def check_oracle_is_best(method: Any, world: World) -> None:
     """A subject that knows every answer reaches the best value: 1 for shares, and never less than one that is wrong."""
     items = world.items(method)
-    best = asked(method, Puppet(world.task, items, _right), items)
+    best = asked(method, Puppet(world, items, _right), items)
     if best is None:
         return
     # distances are measured from the base, which is the oracle itself here
-    again = method.ask(Puppet(world.task, items, _right), items, best)
+    again = method.ask(Puppet(world, items, _right), items, best)
     for metric in method.proportions:
         require(value(method, again, metric) == 1.0, f"{metric} of an oracle is {value(method, again, metric)}")
     if items[0].choices is None:
@@ -168,7 +176,7 @@ def check_oracle_is_best(method: Any, world: World) -> None:
         return
     rng = np.random.default_rng(0)
     guess = {i.id: int(rng.integers(3)) for i in items}
-    poor = method.ask(Puppet(world.task, items, lambda i: guess[i.id]), items, best)
+    poor = method.ask(Puppet(world, items, lambda i: guess[i.id]), items, best)
     metric = main_metric(method)
     up = method.metrics[metric]
     gap = value(method, again, metric) - value(method, poor, metric)
@@ -182,7 +190,7 @@ def check_chance(method: Any, world: World) -> None:
     items = world.items(method)
     rng = np.random.default_rng(1)
     guess = {i.id: int(rng.integers(3)) for i in items}
-    answers = asked(method, Puppet(world.task, items, lambda i: guess[i.id]), items)
+    answers = asked(method, Puppet(world, items, lambda i: guess[i.id]), items)
     if answers is None:
         return
     found, room = value(method, answers, main_metric(method)), 4 * (2 / 9 / len(items)) ** 0.5
@@ -212,10 +220,10 @@ def check_weights(method: Any, world: World) -> None:
     items = world.items(method, 60)[:60]
     rng = np.random.default_rng(3)
     guess = {i.id: int(rng.integers(3)) for i in items}
-    best = asked(method, Puppet(world.task, items, _right), items)
+    best = asked(method, Puppet(world, items, _right), items)
     if best is None:
         return
-    answers = method.ask(Puppet(world.task, items, lambda i: guess[i.id]), items, best)
+    answers = method.ask(Puppet(world, items, lambda i: guess[i.id]), items, best)
     counts = rng.integers(0, 3, len(items))
     at = np.repeat(np.arange(len(items)), counts)
     repeated = Answers(
@@ -232,10 +240,8 @@ def check_weights(method: Any, world: World) -> None:
 @generic
 def check_missing_column(method: Any, world: World) -> None:
     """Rows without what the scorer reads are an error that names row and column, in one line."""
-    from luthier.core.method import LuthierError
-
     try:
-        method.ask(Puppet(world.task, [], _right), items_of([{"id": "r7", "note": "nothing to score"}]))
+        method.ask(Puppet(world, [], _right), items_of([{"id": "r7", "note": "nothing to score"}]))
     except LuthierError as error:
         require("\n" not in str(error), "the error is longer than a line")
         return

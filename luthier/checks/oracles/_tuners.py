@@ -85,18 +85,19 @@ def plain_steps(world: World, names: set[str], steps: int, **settings: Any) -> n
 
 def bare_loop(tuner: Any, world: World, names: set[str], steps: int = 10) -> None:
     """Ten steps of the core's loop against ten of a bare one, with weight decay: the same weights."""
-    settings = {"lr": 0.003, "weight_decay": 0.1}
+    # eps above the noise: Adam turns rounding in gradients that are zero (a key's bias) into whole steps otherwise
+    settings = {"lr": 0.003, "weight_decay": 0.1, "eps": 1e-4}
     model = tuners.wrapped(tuner, world)
     n = len(world.examples)
     tuners.loop(
         tuner, world, model, steps, per_device_train_batch_size=n, learning_rate=settings["lr"], max_grad_norm=0.0,
+        adam_epsilon=settings["eps"],
     ).fit()  # fmt: skip
     wanted = plain_steps(world, names, steps, **settings)
     for name, parameter in wanted.named_parameters():
-        # Adam divides by the gradient's size, so that rounding in tiny gradients becomes a visible part of a step
         gap = (model.get_parameter(name) - parameter).abs().max().item()
         moved = (parameter - world.base().get_parameter(name)).abs().max().item()
         if name not in names:
             require(gap == 0 and moved == 0, f"{world.label}: {name} is frozen, but moved")
         else:
-            require(gap <= 0.02 * moved + 1e-7, f"{world.label}: {name} differs by {gap:.1e} after moving {moved:.1e}")
+            require(gap <= 0.002 * moved + 1e-7, f"{world.label}: {name} differs by {gap:.1e} after moving {moved:.1e}")
