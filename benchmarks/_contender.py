@@ -78,6 +78,10 @@ def tell(told: Asked, clock: Clock, rows: int) -> None:
         "loss": loss,
         "losses": clock.losses,
     }
+    say(result)
+
+
+def say(result: dict[str, Any]) -> None:
     print(RESULT + json.dumps(result), flush=True)
 
 

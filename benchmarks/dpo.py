@@ -73,9 +73,17 @@ def with_trl(told: Asked, clock: Clock, given: list[shapes.Row], variant: str) -
             "rejected": [shapes.words(r.rejected or []) + " " for r in given],
         }
     )
-    if variant == "precomputed":
-        clock.start()
-    trainer = DPOTrainer(
+
+    class Timed(DPOTrainer):
+        """trl runs the reference while the trainer is built: that is on the clock, tokenising is not."""
+
+        def _precompute_ref_logps(self, *given: Any) -> Any:
+            clock.start()
+            table = super()._precompute_ref_logps(*given)
+            clock.stop()
+            return table
+
+    trainer = Timed(
         model=shapes.model(told.small),
         args=DPOConfig(
             **contender.trainer_arguments(told, grouped=False),

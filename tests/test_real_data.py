@@ -194,7 +194,7 @@ def _lines(path: Path) -> list[tuple[str, str]]:
 
 
 TINY = {
-    "data.limit": 24, "max_steps": 2, "logging_steps": 1, "evaluate.limit": 4, "evaluate.drift": False,
+    "data.limit": 24, "max_steps": 2, "logging_steps": 1, "evaluate.limit": 4,
     "per_device_train_batch_size": 4, "torch_threads": 1, "data.max_length": 64,
 }  # fmt: skip
 

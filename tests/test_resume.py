@@ -159,7 +159,8 @@ def test_sigkill_at_random_moments(recipe: dict[str, Any], tmp_path: Path) -> No
     whole = luthier.run(recipe, quiet=True, overrides={"output_dir": str(tmp_path / "whole")})
     for attempt in range(12):
         words = [sys.executable, "-m", "luthier.cli", "run", str(file), "--quiet"] + (["--resume"] if attempt else [])
-        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
         time.sleep(6 + attempt % 3)
         process.kill()
         process.wait()

@@ -190,7 +190,7 @@ def check_kind(method: DataSource, world: World) -> None:
 def check_bad_rows(method: DataSource, world: World) -> None:
     """A row that cannot be used gives a RowError with a reason in one line, in its place, and harms no other row."""
     told, good = world.settled(method), world.rows(method, 3)
-    broken: list[dict[str, Any]] = [{}, {c: None for c in good[0]}]
+    broken: list[dict[str, Any]] = [{}, dict.fromkeys(good[0])]
     rows = [good[0], broken[0], good[1], broken[1], good[2]]
     out = told.encode_rows(rows, [10, 11, 12, 13, 14], world.tokenizer)
     require(len(out) == len(rows), f"{len(rows)} rows in, {len(out)} results")
@@ -216,7 +216,7 @@ def check_prepare(method: DataSource, world: World) -> None:
     from luthier.data import prepare
 
     rows: list[dict[str, Any]] = world.rows(method, 6)
-    rows.insert(3, {c: None for c in rows[0]})
+    rows.insert(3, dict.fromkeys(rows[0]))
     settled = world.settled(method)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "rows.jsonl"

@@ -483,7 +483,6 @@ def _grow(mask: Tensor, m: int) -> Tensor:
     """The mask with m prompt columns that everybody sees; in 4 dimensions also m causal rows."""
     if mask.ndim == 2:
         return F.pad(mask, (m, 0), value=1)
-    B, H, T, _ = mask.shape
     low = torch.finfo(mask.dtype).min
     grown = F.pad(mask, (m, 0, m, 0), value=0.0)
     grown[:, :, :m, m:] = low

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from luthier.core.batch import Batch
+from luthier.core.method import LuthierError
 from luthier.objectives._family import TokenLogp, TokenObjective
 
 
@@ -42,7 +43,7 @@ class MaskedLM(TokenObjective):
         """The same objective with the tokenizer's mask token and vocabulary size filled in."""
         mask = tokenizer.mask_token_id if self.mask_id < 0 else self.mask_id
         if mask is None:
-            raise ValueError("this tokenizer has no mask token: set objective.mask_id")
+            raise LuthierError("this tokenizer has no mask token: set objective.mask_id")
         return replace(self, mask_id=mask, vocabulary=len(tokenizer) if self.vocabulary < 0 else self.vocabulary)
 
     def view(self, batch: Batch, step: int, total: int, rng: np.random.Generator) -> Batch:
@@ -50,7 +51,8 @@ class MaskedLM(TokenObjective):
         assert batch.source is not None and batch.target is not None and batch.owner is not None
         position = batch.source + 1  # the scored tokens themselves: source is the place before them
         key = int(rng.integers(2**62))
-        draws = [self._draw(key, row, int(n)) for row, n in zip(batch.rows.tolist(), batch.owner.bincount(minlength=batch.answers).tolist())]
+        counts = batch.owner.bincount(minlength=batch.answers).tolist()
+        draws = [self._draw(key, row, n) for row, n in zip(batch.rows.tolist(), counts, strict=True)]
         chosen, fate, noise = (torch.from_numpy(np.concatenate(part)) for part in zip(*draws))
         at, own, fate, noise = position[chosen], batch.target[chosen], fate[chosen], noise[chosen]
         new = torch.where(fate < 0.8, torch.full_like(own, self.mask_id), torch.where(fate < 0.9, noise, own))

@@ -96,7 +96,8 @@ def _run_output(path: Path) -> Path:
         for kind in ("adapter", "model"):
             if (path / kind).is_dir():
                 return path / kind
-        raise LuthierError(f"{path}: this run holds no tuned model (status {json.loads((path / 'run.json').read_text())['status']})")
+        status = json.loads((path / "run.json").read_text())["status"]
+        raise LuthierError(f"{path}: this run holds no tuned model (its status is {status})")
     return path
 
 
@@ -142,7 +143,7 @@ def _where(name: str, path: Path) -> str:
 
     if name in sandbox.model_names():
         return str(sandbox.model_path(name))
-    if path.is_dir() or "/" in name and not path.parent.is_dir():
+    if path.is_dir() or ("/" in name and not path.parent.is_dir()):
         return str(path) if path.is_dir() else name
     near = difflib.get_close_matches(name, sandbox.model_names(), 1)
     if near and not path.exists():
@@ -165,8 +166,9 @@ def _task_of(config: Any) -> str:
 def _with_adapter(
     settings: ModelSettings, adapter: Path, task: str, num_labels: int | None, label_names: list[str] | None
 ) -> Loaded:
-    import luthier.tuners  # noqa: F401  registers luthier's adapter types
     from peft import PeftModel
+
+    import luthier.tuners  # noqa: F401  registers luthier's adapter types
 
     told = json.loads((adapter / "adapter_config.json").read_text()) if (adapter / "adapter_config.json").exists() else None
     if told is None:

@@ -457,7 +457,7 @@ def save_model(folder: Path, tuned: Loaded, ready: Prepared) -> dict[str, Any]:
         (part / "README.md").write_text(_card(ready), encoding="utf-8")
 
     runs.write_folder(target, write)
-    weights = [f for f in target.glob("*.safetensors")]
+    weights = list(target.glob("*.safetensors"))
     from safetensors import safe_open
 
     scalars = 0

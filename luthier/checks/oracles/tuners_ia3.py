@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from luthier.checks.oracles._tuners import method, outputs_by_inputs, put, tensors_by_target, trained, worlds
 from luthier.checks._compare import close, differ
+from luthier.checks.oracles._tuners import method, outputs_by_inputs, put, tensors_by_target, trained, worlds
 from luthier.core.anatomy import anatomy
 
 
