@@ -3,44 +3,49 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+READY := $(VENV)/.installed
+DEV := $(VENV)/.installed-dev
 # Real data that the project does not ship; tests that need it skip with a reason where it is absent.
 export LUTHIER_DATA ?= $(wildcard $(abspath ../shared/data))
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: demo test slow device lint bench docs check clean
 
-demo: $(STAMP)
+demo: $(READY)
 	$(BIN)/luthier demo
 
-test: $(STAMP)
+test: $(DEV)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-slow: $(STAMP)
+slow: $(DEV)
 	$(BIN)/python -m pytest -m slow
 
-device: $(STAMP)
+device: $(DEV)
 	$(BIN)/python -m pytest -m device
 
-lint: $(STAMP)
+lint: $(DEV)
 	$(BIN)/ruff check luthier tests benchmarks scripts
 	$(BIN)/ruff format --check luthier tests benchmarks scripts
 	$(BIN)/mypy
 
-check: $(STAMP)
+check: $(DEV)
 	$(BIN)/luthier check --record
 
-bench: $(STAMP)
+bench: $(READY)
 	$(BIN)/pip install -q -c constraints.txt -e ".[bench]"
 	$(BIN)/python -m benchmarks.run
 
-docs: $(STAMP)
+docs: $(DEV)
 	$(BIN)/python scripts/docs.py
 
-$(STAMP): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt -e .
+	touch $(READY)
+
+$(DEV): $(READY)
 	$(BIN)/pip install -q -c constraints.txt -e ".[dev,eval]"
-	touch $(STAMP)
+	touch $(DEV)
 
 clean:
 	rm -rf $(VENV) build dist runs

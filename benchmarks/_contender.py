@@ -52,7 +52,7 @@ class Clock:
 
 def asked() -> Asked:
     parser = argparse.ArgumentParser()
-    parser.add_argument("contender")
+    parser.add_argument("contender", nargs="?", default="luthier")
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1)

@@ -85,6 +85,7 @@ def with_trl(told: Asked, clock: Clock, given: list[shapes.Row], variant: str) -
 
     trainer = Timed(
         model=shapes.model(told.small),
+        ref_model=None if variant == "precomputed" else shapes.model(told.small),
         args=DPOConfig(
             **contender.trainer_arguments(told, grouped=False),
             max_length=None,

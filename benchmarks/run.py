@@ -1,0 +1,211 @@
+"""All benchmarks: each contender in a fresh process, in turns, and a table of ratios. `make bench` runs this.
+
+    python -m benchmarks.run [--quick] [--threads 1 2] [--repeats 3] [--only sft dpo overhead packing]
+
+Speed is compared within a repeat, where contenders run one after the other (A B C, A B C, ...): a ratio is the median
+over repeats, with the smallest and the largest in brackets. With one thread the clock is the CPU time of the process,
+so that other work on the machine counts as little as it can; with more it is the wall, and the load average is noted.
+Peak memory is the resident peak of the whole process, imports included.
+
+Before anything is timed, every contender runs a few steps on the same batches in the same order: losses must agree to
+1e-3 at each step, or the table is not printed. In the timed runs everyone shuffles (and buckets) in its own way, so
+there only the mean over the epoch is comparable; it is in the results file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+AGREE = 1e-3
+CONTENDERS = {
+    "sft": ("luthier", "transformers", "transformers-grouped", "trl", "trl-grouped", "trl-shipped"),
+    "dpo": ("luthier", "luthier-stored", "trl", "trl-precomputed", "trl-shipped"),
+}
+TARGETS = {("sft", "trl"): 4.0, ("sft", "transformers"): 1.8, ("dpo", "trl"): 5.0}
+SIZES = {"sft": (24, 8), "dpo": (16, 4), "overhead": (16, 8), "packing": (3, 8)}
+"""(optimiser steps, examples a step) of each benchmark."""
+
+
+def main() -> None:
+    told = _arguments()
+    found: dict[str, Any] = {"machine": machine(), "settings": {"repeats": told.repeats, "sizes": SIZES}, "threads": {}}
+    for threads in told.threads:
+        part = found["threads"].setdefault(str(threads), {})
+        for name in told.only:
+            part[name] = compare(name, threads, told) if name in CONTENDERS else single(name, threads, told)
+            if not told.quick:
+                told.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(table(found))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a tiny model and few steps: does it run, not how fast")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", nargs="+", default=["sft", "dpo", "overhead", "packing"])
+    parser.add_argument("--skip", nargs="*", default=[], help="contenders to leave out")
+    parser.add_argument("--out", type=Path, default=HERE / "results.json")
+    told = parser.parse_args()
+    if told.quick:
+        told.threads, told.repeats = told.threads[:1], 1
+    return told
+
+
+# ----------------------------------------------------------------------------------------------- processes
+
+
+def process(name: str, contender: str, steps: int, batch: int, threads: int, told: Any, *more: str) -> dict[str, Any]:
+    """One contender in a fresh interpreter. Raises SystemExit with what it printed if it gives no result."""
+    if told.quick:
+        steps, more = min(steps, 4), (*more, "--small")
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            sys.executable, "-W", "ignore", "-m", f"benchmarks.{name}", contender, "--folder", folder,
+            "--steps", str(steps), "--batch", str(batch), "--threads", str(threads), *dict.fromkeys(more),
+        ]  # fmt: skip
+        done = subprocess.run(
+            command, cwd=HERE.parent, env=_environment(threads, folder), capture_output=True, text=True, check=False
+        )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    if done.returncode or not lines:
+        raise SystemExit(f"{name} {contender} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+    result = json.loads(lines[-1].removeprefix("RESULT "))
+    print(f"  {name} {contender} {threads} thread(s): {_short(result)}", file=sys.stderr, flush=True)
+    return result
+
+
+def _environment(threads: int, folder: str) -> dict[str, str]:
+    own = {"OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": "", "LUTHIER_CACHE": folder, "HF_HOME": folder}
+    quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
+    return {**os.environ, **own, **quiet}
+
+
+def _short(result: dict[str, Any]) -> str:
+    if "seconds" in result:
+        return f"{result['seconds']:.1f} s, {result['cpu_seconds']:.1f} CPU s, {result['peak_mb']:.0f} MB"
+    return "done"
+
+
+def compare(name: str, threads: int, told: Any) -> dict[str, Any]:
+    """Equality first, then the timed repeats."""
+    steps, batch = SIZES[name]
+    names = [c for c in CONTENDERS[name] if c not in told.skip]
+    equal = {c: process(name, c, 3, batch, threads, told, "--equal")["losses"] for c in names}
+    apart = max(abs(a - b) for c in names for a, b in zip(equal["luthier"], equal[c], strict=True))
+    if apart > AGREE:
+        raise SystemExit(f"{name}: losses differ by {apart:.2g} on the same batches: {json.dumps(equal)}")
+    repeats: list[dict[str, Any]] = []
+    for _ in range(told.repeats):
+        load = os.getloadavg()[0]
+        repeats.append({c: process(name, c, steps, batch, threads, told) for c in names} | {"load": load})
+    return {"equal": equal, "equal_apart": apart, "repeats": repeats, "summary": summary(names, repeats, threads)}
+
+
+def single(name: str, threads: int, told: Any) -> Any:
+    steps, batch = SIZES[name]
+    if name == "overhead":
+        rounds = [process(name, "both", steps, batch, threads, told) for _ in range(told.repeats)]
+        return {"15M": rounds, "1M": [process(name, "both", 2 * steps, batch, threads, told, "--small")]}
+    return process(name, "both", steps, batch, threads, told)
+
+
+def summary(names: list[str], repeats: list[dict[str, Any]], threads: int) -> dict[str, Any]:
+    """Per contender: rows a second and peak memory (medians), and luthier's speed over its (median, least, most)."""
+    clock = "cpu_seconds" if threads == 1 else "seconds"
+    out = {}
+    for name in names:
+        ratios = [r[name][clock] / r["luthier"][clock] for r in repeats]
+        out[name] = {
+            "rows_per_second": statistics.median(r[name]["rows"] / r[name][clock] for r in repeats),
+            "peak_mb": statistics.median(r[name]["peak_mb"] for r in repeats),
+            "speedup": [statistics.median(ratios), min(ratios), max(ratios)],
+            "memory": statistics.median(r[name]["peak_mb"] / r["luthier"]["peak_mb"] for r in repeats),
+            "loss": statistics.median(r[name]["loss"] for r in repeats),
+        }
+    return out
+
+
+# ----------------------------------------------------------------------------------------------------- words
+
+
+def machine() -> dict[str, Any]:
+    """The machine and the versions, as far as a reader needs them."""
+    names = ("luthier", "torch", "transformers", "trl", "peft", "accelerate")
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "system": platform.platform(terse=True),
+        "python": platform.python_version(),
+        "versions": {n: metadata.version(n) for n in names},
+        "date": time.strftime("%Y-%m-%d"),
+        "load_at_start": os.getloadavg()[0],
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
+        return platform.processor()
+    lines = [line.partition(":") for line in info.read_text().splitlines()]
+    told = {key.strip(): value.strip() for key, _, value in lines}
+    return f"{told.get('model name', platform.machine())} (family {told.get('cpu family')}, model {told.get('model')})"
+
+
+def table(found: dict[str, Any]) -> str:
+    """Markdown: one row a comparison, one column a number of threads."""
+    m = found["machine"]
+    versions = ", ".join(f"{k} {v}" for k, v in m["versions"].items())
+    threads = list(found["threads"])
+    lines = [
+        f"{m['processor']}, {m['cores']} cores, {m['memory_gb']} GB, Python {m['python']}, {versions}; {m['date']}.",
+        "",
+        "| luthier against | " + " | ".join(f"{t} thread{'s' * (t != '1')}" for t in threads) + " | peak memory | target |",
+        "|---" * (len(threads) + 3) + "|",
+    ]
+    for name in CONTENDERS:
+        parts = [found["threads"][t][name]["summary"] for t in threads if name in found["threads"][t]]
+        for other in parts[0] if parts else []:
+            if other != "luthier":
+                lines.append(_comparison(name, other, parts))
+    lines += _overheads(found["threads"])
+    return "\n".join(lines)
+
+
+def _comparison(name: str, other: str, parts: list[dict[str, Any]]) -> str:
+    cells = []
+    for part in parts:
+        median, least, most = part[other]["speedup"]
+        cells.append(f"{median:.2f}x ({least:.2f} to {most:.2f})")
+    target = TARGETS.get((name, other))
+    memory = f"{1 / parts[0][other]['memory']:.2f}x"
+    return f"| {name}: {other} | " + " | ".join([*cells, memory, f"{target:g}x" if target else ""]) + " |"
+
+
+def _overheads(threads: dict[str, Any]) -> list[str]:
+    told = [part["overhead"] for part in threads.values() if "overhead" in part]
+    lines = []
+    for size in ("15M", "1M") if told else ():
+        cells = []
+        for part in told:
+            found = [r["overhead"] for r in part[size]]
+            cells.append(f"{statistics.median(found):+.1%} ({min(found):+.1%} to {max(found):+.1%})")
+        lines.append(f"| loop over bare loop, {size} parameters | {' | '.join(cells)} | | under 5% |")
+    return lines
+
+
+if __name__ == "__main__":
+    main()
