@@ -27,9 +27,7 @@ class Bare:
 
         self.model, self.batches, self.losses = model.train(), batches, []
         self.scorer = Scorer(model)
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=contender.LEARNING_RATE, weight_decay=0.0, fused=True
-        )
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=contender.LEARNING_RATE, weight_decay=0.0, fused=True)
         self.norm = torch.nn.utils.clip_grad_norm_
 
     def step(self, index: int) -> None:
@@ -51,9 +49,7 @@ def main() -> None:
     examples, tuner = shapes.text_examples(shapes.rows(told.steps * told.batch, small=told.small)), Full()
     settings = contender.train_settings(told)
     settings.lr_scheduler_type = "constant"
-    loop = Loop(
-        tuner.wrap(shapes.model(told.small), "causal_lm"), tuner, SFT(), examples, settings, shapes.PAD
-    )
+    loop = Loop(tuner.wrap(shapes.model(told.small), "causal_lm"), tuner, SFT(), examples, settings, shapes.PAD)
     batches = [loop.collate([examples[i] for i in loop.plan.step(s)]) for s in range(told.steps)]
     bare = Bare(shapes.model(told.small), batches)
     bare.scorer._ends_at_head(bare.scorer.head)

@@ -34,17 +34,22 @@ CONTENDERS = {
     "dpo": ("luthier", "luthier-stored", "trl", "trl-precomputed", "trl-shipped"),
 }
 TARGETS = {("sft", "trl"): 4.0, ("sft", "transformers"): 1.8, ("dpo", "trl"): 5.0}
-SIZES = {"sft": (24, 8), "dpo": (16, 4), "overhead": (16, 8), "packing": (3, 8)}
+SIZES = {"sft": (12, 8), "dpo": (8, 4), "overhead": (12, 8), "packing": (2, 8)}
 """(optimiser steps, examples a step) of each benchmark."""
 
 
 def main() -> None:
     told = _arguments()
-    found: dict[str, Any] = {"machine": machine(), "settings": {"repeats": told.repeats, "sizes": SIZES}, "threads": {}}
+    found: dict[str, Any] = {"machine": machine(), "sizes": SIZES, "threads": {}}
+    if told.add:
+        found = json.loads(told.out.read_text(encoding="utf-8"))
     for threads in told.threads:
         part = found["threads"].setdefault(str(threads), {})
         for name in told.only:
-            part[name] = compare(name, threads, told) if name in CONTENDERS else single(name, threads, told)
+            if name in CONTENDERS:
+                part[name] = compare(name, threads, told, part.get(name))
+            else:
+                part[name] = single(name, threads, told)
             if not told.quick:
                 told.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(table(found))
@@ -57,6 +62,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", nargs="+", default=["sft", "dpo", "overhead", "packing"])
     parser.add_argument("--skip", nargs="*", default=[], help="contenders to leave out")
+    parser.add_argument("--add", action="store_true", help="more repeats beside those that the results file holds")
     parser.add_argument("--out", type=Path, default=HERE / "results.json")
     told = parser.parse_args()
     if told.quick:
@@ -99,19 +105,21 @@ def _short(result: dict[str, Any]) -> str:
     return "done"
 
 
-def compare(name: str, threads: int, told: Any) -> dict[str, Any]:
+def compare(name: str, threads: int, told: Any, before: dict[str, Any] | None) -> dict[str, Any]:
     """Equality first, then the timed repeats."""
     steps, batch = SIZES[name]
     names = [c for c in CONTENDERS[name] if c not in told.skip]
-    equal = {c: process(name, c, 3, batch, threads, told, "--equal")["losses"] for c in names}
-    apart = max(abs(a - b) for c in names for a, b in zip(equal["luthier"], equal[c], strict=True))
-    if apart > AGREE:
-        raise SystemExit(f"{name}: losses differ by {apart:.2g} on the same batches: {json.dumps(equal)}")
-    repeats: list[dict[str, Any]] = []
+    equal = before["equal"] if before else {}
+    for other in [c for c in names if c not in equal]:
+        equal[other] = process(name, other, 3, 2, threads, told, "--equal")["losses"]
+        apart = [abs(a - b) for a, b in zip(equal["luthier"], equal[other], strict=True)]
+        if max(apart) > AGREE:
+            raise SystemExit(f"{name}: {other} has other losses on the same batches: {json.dumps(equal)}")
+    repeats: list[dict[str, Any]] = before["repeats"] if before else []
     for _ in range(told.repeats):
         load = os.getloadavg()[0]
         repeats.append({c: process(name, c, steps, batch, threads, told) for c in names} | {"load": load})
-    return {"equal": equal, "equal_apart": apart, "repeats": repeats, "summary": summary(names, repeats, threads)}
+    return {"equal": equal, "repeats": repeats, "summary": summary(CONTENDERS[name], repeats, threads)}
 
 
 def single(name: str, threads: int, told: Any) -> Any:
@@ -122,18 +130,22 @@ def single(name: str, threads: int, told: Any) -> Any:
     return process(name, "both", steps, batch, threads, told)
 
 
-def summary(names: list[str], repeats: list[dict[str, Any]], threads: int) -> dict[str, Any]:
+def summary(names: tuple[str, ...], repeats: list[dict[str, Any]], threads: int) -> dict[str, Any]:
     """Per contender: rows a second and peak memory (medians), and luthier's speed over its (median, least, most)."""
     clock = "cpu_seconds" if threads == 1 else "seconds"
     out = {}
     for name in names:
-        ratios = [r[name][clock] / r["luthier"][clock] for r in repeats]
+        took = [(r[name], r["luthier"]) for r in repeats if name in r]
+        if not took:
+            continue
+        ratios = [a[clock] / b[clock] for a, b in took]
         out[name] = {
-            "rows_per_second": statistics.median(r[name]["rows"] / r[name][clock] for r in repeats),
-            "peak_mb": statistics.median(r[name]["peak_mb"] for r in repeats),
+            "repeats": len(took),
+            "rows_per_second": statistics.median(a["rows"] / a[clock] for a, _ in took),
+            "peak_mb": statistics.median(a["peak_mb"] for a, _ in took),
             "speedup": [statistics.median(ratios), min(ratios), max(ratios)],
-            "memory": statistics.median(r[name]["peak_mb"] / r["luthier"]["peak_mb"] for r in repeats),
-            "loss": statistics.median(r[name]["loss"] for r in repeats),
+            "memory": statistics.median(a["peak_mb"] / b["peak_mb"] for a, b in took),
+            "loss": statistics.median(a["loss"] for a, _ in took),
         }
     return out
 
@@ -173,7 +185,9 @@ def table(found: dict[str, Any]) -> str:
     lines = [
         f"{m['processor']}, {m['cores']} cores, {m['memory_gb']} GB, Python {m['python']}, {versions}; {m['date']}.",
         "",
-        "| luthier against | " + " | ".join(f"{t} thread{'s' * (t != '1')}" for t in threads) + " | peak memory | target |",
+        "| luthier against | "
+        + " | ".join(f"{t} thread{'s' * (t != '1')}" for t in threads)
+        + " | peak memory | target |",
         "|---" * (len(threads) + 3) + "|",
     ]
     for name in CONTENDERS:

@@ -17,7 +17,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from luthier.checks._battery import Record, expected, run, run_battery, run_check
+    from luthier.checks._battery import Record, expected, run, run_battery, run_check, summary
     from luthier.checks._compare import CheckFailed
 
 _HOMES = {
@@ -27,9 +27,10 @@ _HOMES = {
     "run": "_battery",
     "run_battery": "_battery",
     "run_check": "_battery",
+    "summary": "_battery",
 }
 
-__all__ = ["CheckFailed", "Record", "expected", "run", "run_battery", "run_check"]
+__all__ = ["CheckFailed", "Record", "expected", "run", "run_battery", "run_check", "summary"]
 
 
 def __getattr__(name: str) -> Any:

@@ -105,6 +105,7 @@ class Layout:
     """One architecture family: names inside a block, relative to it.
 
     matrices maps a role to a module name, or to (module name, rows) where `rows(config)` gives the blocks.
+    body is the module inside the backbone that the model with a head really calls ("" = the backbone itself).
     stacks maps a stack name to the path of its ModuleList inside the backbone ("" = decoder only models).
     """
 
@@ -116,6 +117,7 @@ class Layout:
     final_norms: tuple[str, ...] = ()
     kind: str = "decoder"
     embedding: str = "embed_tokens"
+    body: str = ""
     per_stack: dict[str, Layout] = field(default_factory=dict)
 
 
@@ -251,6 +253,7 @@ LAYOUTS: dict[str, Layout] = {
         },
         norms=("self_attn_layer_norm", "final_layer_norm"),
         final_norms=("decoder.final_layer_norm",),
+        body="decoder",
     ),
     "gpt2": _GPT2,
     "gpt_neox": Layout(
@@ -342,7 +345,7 @@ def anatomy(model: nn.Module) -> Anatomy:
     return Anatomy(
         model_type=key,
         kind=layout.kind,
-        backbone=prefix,
+        backbone=".".join(p for p in (prefix, layout.body) if p) if prefix else "",
         layers=layers,
         embedding=_name_of(model, model.get_input_embeddings()) or at + layout.embedding,
         head=_head_name(model),

@@ -238,10 +238,17 @@ def _entries(scorer: Scorer, answers: Answers, resamples: int, seed: int) -> dic
     return {m: _entry(scorer, answers, m, up, resamples, seed) for m, up in scorer.table(answers).items()}
 
 
+def _is_proportion(scorer: Scorer, metric: str, *sides: Answers) -> bool:
+    """Whether a metric is the mean of independent 0/1 values: declared so, or found so in these answers."""
+    if any(s.clusters is not None for s in sides) or not all(scorer.decomposes(metric, s) for s in sides):
+        return False
+    return metric in scorer.proportions or all(np.isin(s.stats[metric], (0.0, 1.0)).all() for s in sides)
+
+
 def _entry(scorer: Scorer, answers: Answers, metric: str, up: bool, resamples: int, seed: int) -> dict[str, Any]:
     aggregate = scorer.aggregate(metric, answers)
     value = statistics.value(aggregate, answers.stats)
-    if metric in scorer.proportions and answers.clusters is None:
+    if _is_proportion(scorer, metric, answers):
         low, high = statistics.wilson(float(answers.stats[metric].sum()), len(answers))
     else:
         low, high = statistics.bootstrap(
@@ -321,7 +328,7 @@ def _difference(scorer: Scorer, metric: str, a: Answers, b: Answers, resamples: 
 def _test(scorer: Scorer, metric: str, a: Answers, b: Answers, resamples: int, seed: int) -> tuple[float, str]:
     if scorer.verdict(metric, 0.0, 0.0) is not None:
         return math.nan, "none"
-    if metric in scorer.proportions and b.clusters is None:
+    if _is_proportion(scorer, metric, a, b):
         return statistics.mcnemar(a.stats[metric], b.stats[metric]), "McNemar, exact"
     if scorer.decomposes(metric, b):
         change = b.stats[metric] - a.stats[metric]

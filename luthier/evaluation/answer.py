@@ -99,6 +99,10 @@ class Answer(TextScorer):
         except re.error as problem:
             raise LuthierError(f"answer: pattern {self.pattern!r} is not a regular expression: {problem}") from None
 
+    def accepts(self, reference: str, item: Item) -> bool:
+        golds = [extract(g) or g for g in item.accepted]
+        return any(equal(g, extract(reference) or reference) for g in golds)
+
     def judge(self, output: str, item: Item) -> dict[str, float]:
         said = extract(output, self.pattern)
         golds = [extract(g) or g for g in item.accepted]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,7 @@ def _plain(
         if settings.attn_implementation:
             extra["attn_implementation"] = settings.attn_implementation
         dtype = "auto" if settings.dtype == "auto" else getattr(torch, settings.dtype)
-        with _quiet():
+        with calm():
             model = getattr(transformers, AUTO[task]).from_pretrained(where, dtype=dtype, **extra, **common)
         tokenizer = AutoTokenizer.from_pretrained(settings.tokenizer or where, **common)
     except (OSError, ValueError, KeyError) as error:
@@ -197,22 +198,25 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-class _quiet:
-    """Silences transformers' progress bars and its notice about new heads, which the run reports itself; puts them back."""
+class calm:
+    """Silences transformers' progress bars, its notice about new heads (the run reports them) and its future warnings."""
 
     def __enter__(self) -> None:
         from transformers.utils import logging
 
-        self.level, self.bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        self.level = logging.get_verbosity()
         logging.set_verbosity_error()
         logging.disable_progress_bar()
+        self.caught = warnings.catch_warnings()
+        self.caught.__enter__()
+        warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft|accelerate|torch")
 
     def __exit__(self, *error: object) -> None:
         from transformers.utils import logging
 
+        self.caught.__exit__(None, None, None)
         logging.set_verbosity(self.level)
-        if self.bar:
-            logging.enable_progress_bar()
+        logging.enable_progress_bar()
 
 
 def decoder_of(told: dict[str, Any]) -> Any:

@@ -88,7 +88,7 @@ def run(
     if main:
         _open(folder, ready, resumed=checkpoint is not None)
     accelerator.wait_for_everyone()
-    with _status(folder, main):
+    with calm(), _status(folder, main):
         before = _before(folder, ready, bases, say) if main else None
         references = _references(ready, say)
         name = ready.loaded.name

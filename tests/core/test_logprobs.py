@@ -25,7 +25,7 @@ def plain(states, weight, bias, target):
     return torch.log_softmax(torch.nn.functional.linear(states, weight, bias), -1).gather(1, target[:, None])[:, 0]
 
 
-@given(n=st.integers(0, 9), width=st.integers(1, 6), vocabulary=st.integers(2, 12), bias=st.booleans(), chunk=st.integers(1, 12))
+@given(n=st.integers(1, 9), width=st.integers(1, 6), vocabulary=st.integers(2, 12), bias=st.booleans(), chunk=st.integers(1, 12))
 @settings(max_examples=60, deadline=None)
 def test_equals_torch(n, width, vocabulary, bias, chunk) -> None:
     states, weight, b, target = case(n, width, vocabulary, bias)
@@ -36,6 +36,15 @@ def test_equals_torch(n, width, vocabulary, bias, chunk) -> None:
     grad = torch.linspace(-1, 2, n, dtype=torch.float64)
     for a, w in zip(torch.autograd.grad(found, inputs, grad), torch.autograd.grad(wanted, inputs, grad)):
         torch.testing.assert_close(a, w, rtol=1e-10, atol=1e-10)
+
+
+def test_nothing_scored() -> None:
+    """A micro-batch without a scored token: an empty result whose gradient is zero."""
+    states, weight, b, target = case(0, 3, 7, True)
+    found = linear_logp(states, weight, b, target, 2)
+    assert found.shape == (0,)
+    found.sum().backward()
+    assert not weight.grad.any()
 
 
 @pytest.mark.parametrize("chunk", [2, 50])

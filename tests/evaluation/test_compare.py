@@ -221,3 +221,23 @@ def test_example_recipe_measures_by_its_own_scorer(path: Path) -> None:
     small = [replace(t, limit=4) for t in tasks]
     before = measure(who, small)
     assert pair(before, measure(who, small, before), resamples=20)["paired"]
+
+
+def test_scores_that_are_all_0_or_1_are_a_proportion() -> None:
+    one = task({"name": "t", "scorer": "skills", "n": 4})
+    right = Measured("x", {"t": one}, {"t": Answers(list("abcd"), {"score": np.ones(4)}, *([[""] * 4] * 3))})
+    entry = right.values()["t"]["score"]
+    assert entry["low"] == pytest.approx(0.51, abs=0.01), "four of four is no proof of certainty"
+    half = Measured(
+        "x", {"t": one}, {"t": Answers(list("abcd"), {"score": np.array([0.5, 1, 0, 1])}, *([[""] * 4] * 3))}
+    )
+    assert pair(half, right)["paired"]["t"]["score"]["test"] == "sign-flip permutation"
+    assert pair(right, right)["paired"]["t"]["score"]["test"] == "McNemar, exact"
+
+
+def test_floor_of_an_extracted_answer() -> None:
+    rows = [{"prompt": f"q{i}", "answer": "7" if i < 3 else "8"} for i in range(4)]
+    found = measure(
+        subject(), [{"name": "n", "scorer": "answer", "data": rows, "pattern": "so (\\d+)", "max_new_tokens": 2}]
+    )
+    assert found.answers["n"].floors == {"always '7'": 0.75}
