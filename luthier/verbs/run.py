@@ -22,7 +22,7 @@ from luthier.core.method import LuthierError, Objective, Tuner
 from luthier.core.references import reference_logp
 from luthier.core.runs import RunFolder
 from luthier.verbs._display import Display, FromTransformers, Trackers
-from luthier.verbs.load import Loaded, _quiet, load
+from luthier.verbs.load import Loaded, calm, load
 
 
 @dataclass
@@ -447,7 +447,7 @@ def save_model(folder: Path, tuned: Loaded, ready: Prepared) -> dict[str, Any]:
     names = ready.train.report.label_names
 
     def write(part: Path) -> None:
-        with _quiet():
+        with calm():
             tuned.model.save_pretrained(part)
         tuned.tokenizer.save_pretrained(part)
         if names:
