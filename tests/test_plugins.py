@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import yaml
 
-TUNER = '''"""Output scale: one trained factor on the output of each feed-forward block.
+TUNER = '''"""Gain and shift: the output of each adapted matrix is rescaled and moved, feature by feature.
 
-    y' = (1 + g) * y                                       g (1,) a block
+    y' = (1 + g) * y + b                                   g, b (outputs,) a matrix
 
-Start:      g = 0: exactly the base model.
-Cost:       one scalar a block.
+Start:      g = b = 0: exactly the base model.
+Cost:       2 scalars an output feature.
 Paper:      made up for a test.
 Departures: none.
 """
@@ -30,16 +30,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from luthier.core.adapt import ModulePart, ModuleTuner
+from luthier.core.adapt import ModulePart, ModuleTuner, linear_size
 
 
 class Gain(ModulePart):
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.gain = nn.Parameter(torch.zeros(1))
+        self.gain = nn.Parameter(torch.zeros(width))
+        self.shift = nn.Parameter(torch.zeros(width))
 
     def forward(self, y: Tensor, x: Tensor) -> Tensor:
-        return (1 + self.gain) * y
+        return (1 + self.gain) * y + self.shift
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,13 @@ class ToyGain(ModuleTuner):
     learning_rate: ClassVar[float] = 1e-1
     capabilities: ClassVar[frozenset[str]] = frozenset({"identity", "off", "several", "generate"})
 
-    targets: tuple[str, ...] = ("down",)
+    targets: tuple[str, ...] = ("v", "o", "up", "down")
 
     def build(self, width: int) -> Gain:
-        return Gain()
+        return Gain(width)
 
     def parameter_count(self, model: nn.Module) -> int:
-        return len(self.target_modules(model))
+        return sum(2 * linear_size(model.get_submodule(n))[1] for n in self.target_modules(model))
 '''
 
 OBJECTIVE = '''"""Cautious SFT: maximum likelihood that cares less for tokens that are nearly certain.
@@ -86,11 +87,36 @@ class ToyCautious(TokenObjective):
 '''
 
 
+ORACLE = '''"""Cautious SFT in float64, from its equation."""
+
+import torch
+
+
+def equation(objective, examples, policy, reference, batch):
+    total, n = torch.zeros((), dtype=torch.float64), 0
+    for e in examples:
+        logp = policy.logp(e.ids)
+        for t in range(1, len(e.ids)):
+            if e.counts[t]:
+                one = logp[t - 1, e.ids[t]]
+                total, n = total - (1 - one.exp()).detach() * one, n + 1
+    return total, float(n)
+
+
+def start(examples, outputs):
+    import math
+
+    return (1 - 1 / outputs) * math.log(outputs)
+'''
+
+
 @pytest.fixture
 def plugins(tmp_path: Path) -> dict[str, str]:
     for axis, name, text in (("tuners", "toy_gain", TUNER), ("objectives", "toy_cautious", OBJECTIVE)):
         (tmp_path / "plugins" / axis).mkdir(parents=True)
         (tmp_path / "plugins" / axis / f"{name}.py").write_text(text)
+    (tmp_path / "plugins" / "checks" / "oracles").mkdir(parents=True)
+    (tmp_path / "plugins" / "checks" / "oracles" / "objectives_toy_cautious.py").write_text(ORACLE)
     return {**os.environ, "LUTHIER_PLUGINS": str(tmp_path / "plugins"), "OMP_NUM_THREADS": "1"}
 
 

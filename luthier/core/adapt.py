@@ -160,7 +160,7 @@ def _field_names(method: type) -> list[str]:
     names: dict[str, None] = {}
     for cls in reversed(method.__mro__):
         for name, kind in cls.__dict__.get("__annotations__", {}).items():
-            if not str(kind).startswith("ClassVar"):
+            if not str(kind).removeprefix("typing.").startswith("ClassVar"):  # a string, or the type itself
                 names[name] = None
     return list(names)
 

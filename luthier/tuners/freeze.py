@@ -20,7 +20,7 @@ from typing import ClassVar, Self
 
 from torch import nn
 
-from luthier.core.anatomy import anatomy
+from luthier.core.anatomy import Anatomy, anatomy
 from luthier.core.method import LuthierError, PartialTuner
 from luthier.core.trainable import Selection
 
@@ -47,12 +47,18 @@ class Freeze(PartialTuner):
             body = anatomy(model)
             if self.lowest > len(body.layers):
                 raise LuthierError(f"tuner.lowest is {self.lowest}, but the model has {len(body.layers)} layers")
-            still = [body.embedding.rsplit(".", 1)[0] if body.kind == "encoder" else body.embedding]
-            still += [layer.name for layer in body.layers[: self.lowest]]
+            still = [*_before_layers(model, body), *(layer.name for layer in body.layers[: self.lowest])]
             moving -= {n for n in names if any(n.startswith(s + ".") for s in still)}
         if not moving:
             raise LuthierError("tuner 'freeze' leaves nothing to train: loosen tuner.freeze or lower tuner.lowest")
         return Selection(whole=moving)
+
+
+def _before_layers(model: nn.Module, body: Anatomy) -> list[str]:
+    """Modules below the first layer: every table outside the layers, and in encoders the norm that follows them."""
+    inside = tuple(f"{layer.name}." for layer in body.layers)
+    tables = [n for n, m in model.named_modules() if isinstance(m, nn.Embedding) and not n.startswith(inside)]
+    return [*tables, body.embedding.rsplit(".", 1)[0]] if body.kind == "encoder" else tables
 
 
 def _matching(names: list[str], patterns: tuple[str, ...], key: str) -> list[str]:

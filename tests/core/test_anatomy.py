@@ -109,7 +109,7 @@ def test_roles_resolve_in_layer_order_without_repeats() -> None:
 def test_unknown_architecture_is_named() -> None:
     model = model_of("llama")
     model.config.model_type = "lama"
-    with pytest.raises(LuthierError, match="'lama'.*nearest: 'llama'"):
+    with pytest.raises(LuthierError, match=r"'lama'.*nearest: 'llama'"):
         anatomy(model)
 
 

@@ -51,7 +51,8 @@ def test_nothing_scored() -> None:
 @pytest.mark.parametrize("bias", [False, True])
 def test_gradcheck(chunk: int, bias: bool) -> None:
     states, weight, b, target = case(5, 3, 7, bias)
-    assert gradcheck(lambda *t: linear_logp(t[0], t[1], t[2] if bias else None, target, chunk), (states, weight, *([b] if bias else [])))
+    inputs = (states, weight, b) if bias else (states, weight)
+    assert gradcheck(lambda s, w, b=None: linear_logp(s, w, b, target, chunk), inputs)
 
 
 def test_frozen_head_gets_no_gradient() -> None:
@@ -108,7 +109,8 @@ def test_an_adapted_head_is_used_as_it_is() -> None:
     from peft import LoraConfig, get_peft_model
 
     batch = collate_text(list(texts()), PAD)
-    model = get_peft_model(model_of("llama"), LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["lm_head"], init_lora_weights=False))
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["lm_head"], init_lora_weights=False)
+    model = get_peft_model(model_of("llama"), config)
     wanted = gather_logp(model(**batch.inputs()).logits.flatten(0, 1)[batch.source], batch.target)
     for chunk in (None, 3):
         torch.testing.assert_close(Scorer(model, chunk=chunk).token_logp(batch), wanted, rtol=1e-4, atol=1e-5)

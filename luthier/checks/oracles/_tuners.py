@@ -24,7 +24,8 @@ def method(file_name: str, **options: Any) -> Any:
 
 
 def trained(tuner: Any, world: World) -> nn.Module:
-    return tuners.moved(tuner, world)
+    with torch.enable_grad():
+        return tuners.moved(tuner, world)
 
 
 def worlds(tuner: Any) -> list[World]:

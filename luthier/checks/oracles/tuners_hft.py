@@ -46,7 +46,8 @@ def oracle_recount() -> None:
                 if re.search(rf"(?<!attention)\.{re.escape(f)}\.weight$", n) and "attention.output" not in n
             ]  # fmt: skip
             total = sum(f"{layer}." in n or n.startswith(layer) for layer in layers for n in in_ff)
-            require(total == len(feed_forward) * len(layers) // 2, f"{total} feed-forward matrices stay still in {len(layers)} layers")
+            wanted = len(feed_forward) * len(layers) // 2
+            require(total == wanted, f"{total} feed-forward matrices stay still in {len(layers)} layers, not {wanted}")
 
 
 def oracle_full_at_zero() -> None:
