@@ -150,7 +150,6 @@ EXPERIMENTS = {
         Experiment(
             "minilm-sst2-compare", "SST-2, 2,000 rows: full, LoRA and bottleneck adapters", "compare",
             (("sst2_dev", "accuracy"), ("sst2_dev", "mcc")), say_sst2_compare, needs=PLACES,
-            pilots={"lora": (1e-3, 3e-3), "bottleneck": (1e-3, 3e-3)}, trial=("--data.limit", "500"),
         ),
     )
 }  # fmt: skip

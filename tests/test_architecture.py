@@ -125,7 +125,9 @@ def _python(code: str) -> tuple[str, float]:
 )
 def test_light_import(code: str) -> None:
     """Neither the package nor the catalogue loads torch; under half a second more than Python itself, with room."""
-    loaded, seconds = _python(f"import sys; {code}; print([m for m in ('torch', 'transformers', 'peft') if m in sys.modules])")
+    loaded, seconds = _python(
+        f"import sys; {code}; print([m for m in ('torch', 'transformers', 'peft') if m in sys.modules])"
+    )
     assert loaded == "[]"
     _, bare = _python("pass")
     assert seconds - bare < 3.0  # the limit is 0.5 s on a quiet machine

@@ -275,7 +275,12 @@ def write_record(records: dict[str, Record], file: Path) -> None:
 def _kept(record: Record) -> dict[str, Any]:
     """What is recorded: a failure's message is for whoever runs the battery, its name is enough for the record."""
     told = asdict(record)
-    return {**told, "passed": sorted(told["passed"]), "oracles": sorted(told["oracles"]), "failed": sorted(told["failed"])}
+    return {
+        **told,
+        "passed": sorted(told["passed"]),
+        "oracles": sorted(told["oracles"]),
+        "failed": sorted(told["failed"]),
+    }
 
 
 def summary(records: dict[str, Record]) -> Iterable[str]:

@@ -1,6 +1,6 @@
 """Saved, then loaded in another process: one process for all tuners and architectures, because starting it is the cost.
 
-    python -m luthier.checks._fresh FOLDER     reads FOLDER/jobs.json, writes what each model says to FOLDER/said.safetensors
+python -m luthier.checks._fresh FOLDER     reads FOLDER/jobs.json, writes what each model says to FOLDER/said.safetensors
 """
 
 from __future__ import annotations

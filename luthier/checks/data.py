@@ -159,7 +159,9 @@ def check_trained_text(method: DataSource, world: World) -> None:
         else:
             parts = [([i for i, c in zip(example.ids, example.counts) if c], tuple(row))]
         for ids, of in parts:
-            wanted = _wanted({**row, "input_ids": tokenizer.decode(row["input_ids"])} if "input_ids" in row else row, of)
+            wanted = _wanted(
+                {**row, "input_ids": tokenizer.decode(row["input_ids"])} if "input_ids" in row else row, of
+            )
             found = _words(tokenizer.decode(ids))
             require(found == wanted, f"trained tokens read {found}, the row says {wanted}")
 
@@ -196,7 +198,10 @@ def check_bad_rows(method: DataSource, world: World) -> None:
     require(len(out) == len(rows), f"{len(rows)} rows in, {len(out)} results")
     for index, result in zip(range(10, 15), out):
         if index in (11, 13):
-            require(isinstance(result, RowError) and bool(str(result)) and "\n" not in str(result), f"broken row gave {result!r}")
+            require(
+                isinstance(result, RowError) and bool(str(result)) and "\n" not in str(result),
+                f"broken row gave {result!r}",
+            )
         else:
             require(not isinstance(result, RowError), f"good row {index} was refused: {result}")
             require(result.example.row == index, f"row {index} came back as row {result.example.row}")
@@ -274,7 +279,13 @@ def check_batch(method: DataSource, world: World) -> None:
         batches = [collate_source_target(examples, 0, 0)]
         wanted = [t for e in examples for t in e.target]
     else:
-        batches = [collate_text(examples, 0), collate_text(examples, 0, "left"), collate_packed([examples[:2], examples[2:]], 0)]
+        batches = [
+            collate_text(examples, 0),
+            collate_text(examples, 0, "left"),
+            collate_packed([examples[:2], examples[2:]], 0),
+        ]
         wanted = [t for e in examples for i, (t, c) in enumerate(zip(e.ids, e.counts)) if c and i > 0]
     for batch in batches:
-        require(batch.target is not None and batch.target.tolist() == wanted, "the scored tokens are not the trained ones")
+        require(
+            batch.target is not None and batch.target.tolist() == wanted, "the scored tokens are not the trained ones"
+        )

@@ -92,7 +92,9 @@ def check_stops(method: Decoder, world: World) -> None:
     """Each row ends at its own stop token, which is not part of it, or at max_new_tokens; others go on unchanged."""
     model, limits = world.model(), Limits(max_new_tokens=6, seed=3)
     free = method.generate(model, PROMPTS, limits)
-    require(all(len(g.ids) == 6 and not g.stopped for g in free), "without stop tokens a row did not fill max_new_tokens")
+    require(
+        all(len(g.ids) == 6 and not g.stopped for g in free), "without stop tokens a row did not fill max_new_tokens"
+    )
     stop = free[1].ids[2]
     found = method.generate(model, PROMPTS, replace(limits, stop_ids=(stop,)))
     for row, (g, before) in enumerate(zip(found, free)):
@@ -101,7 +103,10 @@ def check_stops(method: Decoder, world: World) -> None:
         if method.exact and stop not in before.ids:
             require(g.ids == before.ids, f"row {row} changed although it never says the stop token")
     require(any(g.stopped for g in found) or not method.exact, "no row stopped")
-    require(all(not g.ids for g in method.generate(model, PROMPTS, replace(limits, max_new_tokens=0))), "0 tokens were asked for")
+    require(
+        all(not g.ids for g in method.generate(model, PROMPTS, replace(limits, max_new_tokens=0))),
+        "0 tokens were asked for",
+    )
 
 
 def check_logp(method: Decoder, world: World) -> None:

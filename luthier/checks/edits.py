@@ -54,7 +54,10 @@ def check_inputs_untouched(method: Edit, world: World) -> None:
     for state, old in zip(states, before):
         for name, tensor in state.items():
             same(tensor, old[name], f"input {name}")
-    require(all(t.untyped_storage().data_ptr() not in pointers for t in out.values()), "the output shares memory with an input")
+    require(
+        all(t.untyped_storage().data_ptr() not in pointers for t in out.values()),
+        "the output shares memory with an input",
+    )
 
 
 def check_make(method: Edit, world: World) -> None:
@@ -63,7 +66,9 @@ def check_make(method: Edit, world: World) -> None:
     out = method.apply(states, world.model())
     require(list(out) == list(states[0]), "names or their order differ from the first input's")
     for name, tensor in out.items():
-        require((tensor.shape, tensor.dtype) == (states[0][name].shape, states[0][name].dtype), f"{name} is of another make")
+        require(
+            (tensor.shape, tensor.dtype) == (states[0][name].shape, states[0][name].dtype), f"{name} is of another make"
+        )
         require(not tensor.requires_grad, f"{name} carries a graph")
         finite(tensor, name)
     world.model().load_state_dict(out)

@@ -67,7 +67,10 @@ class Puppet:
     def distributions(self, texts: Sequence[Any]) -> Iterator[tuple[int, Tensor]]:
         self._only("causal_lm")
         for i, text in enumerate(texts):
-            yield i, torch.full((3, len(CHOICES)), -20.0).index_fill_(1, torch.tensor(self.choose(self._item(text))), 0.0)
+            yield (
+                i,
+                torch.full((3, len(CHOICES)), -20.0).index_fill_(1, torch.tensor(self.choose(self._item(text))), 0.0),
+            )
 
     def class_probabilities(self, texts: Sequence[Any]) -> np.ndarray:
         self._only("classification")
@@ -101,7 +104,11 @@ class World:
         layout = "encoder" if self.task == "classification" else "causal"
         name = "bert-classifier" if self.task == "classification" else "llama"
         words = vocabulary(layout)
-        ids = {"pad_token_id": words.pad_token_id, "eos_token_id": words.eos_token_id, "bos_token_id": words.bos_token_id}
+        ids = {
+            "pad_token_id": words.pad_token_id,
+            "eos_token_id": words.eos_token_id,
+            "bos_token_id": words.bos_token_id,
+        }
         if self.task == "classification":
             ids["num_labels"] = self.outputs
         model = model_of(name, vocab_size=len(words), max_position_embeddings=512, **ids)
@@ -157,8 +164,12 @@ def check_metrics(method: Any, world: World) -> None:
     require(answers.ids == [i.id for i in items], "answers are not in the order of the items")
     for metric in table:
         value(method, answers, metric)
-    require(all(len(column) == len(items) for column in answers.stats.values()), "a statistic has not one number an item")
-    require(bool(method.sample) and method.sample in answers.stats, f"the sample statistic '{method.sample}' is not told")
+    require(
+        all(len(column) == len(items) for column in answers.stats.values()), "a statistic has not one number an item"
+    )
+    require(
+        bool(method.sample) and method.sample in answers.stats, f"the sample statistic '{method.sample}' is not told"
+    )
 
 
 def check_oracle_is_best(method: Any, world: World) -> None:
@@ -229,7 +240,10 @@ def check_weights(method: Any, world: World) -> None:
     counts = rng.integers(0, 3, len(items))
     at = np.repeat(np.arange(len(items)), counts)
     repeated = Answers(
-        [answers.ids[i] for i in at], {k: v[at] for k, v in answers.stats.items()}, names=answers.names, keep=answers.keep
+        [answers.ids[i] for i in at],
+        {k: v[at] for k, v in answers.stats.items()},
+        names=answers.names,
+        keep=answers.keep,
     )
     for metric in method.table(answers):
         weighted, written = value(method, answers, metric, counts[None].astype(float)), value(method, repeated, metric)

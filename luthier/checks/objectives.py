@@ -192,7 +192,9 @@ def agree(a: Loss, b: Loss, what: str) -> None:
 def check_equation(method: Objective, world: World) -> None:
     """Sum, weight and gradients are those of a float64 loop from the equation."""
     oracle = oracle_module("objectives", method.name)
-    require(oracle is not None and hasattr(oracle, "equation"), f"no oracles/objectives_{method.name}.py with `equation`")
+    require(
+        oracle is not None and hasattr(oracle, "equation"), f"no oracles/objectives_{method.name}.py with `equation`"
+    )
     model, reference = world.model().double(), Plain(world.model(reference=True).double())
     batch = world.batch(method)
     if batch.reference is not None:
@@ -239,7 +241,9 @@ def check_weight(method: Objective, world: World) -> None:
         batch = world.batch(method, rows)
         loss = computed(method, world.model(), batch)
         require(loss.weight == method.weight(batch), f"announced {method.weight(batch)}, returned {loss.weight}")
-        require(loss.weight > 0 and loss.sum.ndim == 0 and loss.sum.requires_grad, "a scalar sum with gradient is needed")
+        require(
+            loss.weight > 0 and loss.sum.ndim == 0 and loss.sum.requires_grad, "a scalar sum with gradient is needed"
+        )
         for name, (value, _) in loss.figures.items():
             require(not value.requires_grad, f"figure {name} keeps the graph alive")
 
@@ -294,7 +298,11 @@ def check_padding(method: Objective, world: World) -> None:
 def check_packing(method: Objective, world: World) -> None:
     """Several examples in a row give what they give apart."""
     model = world.model()
-    agree(computed(method, model, world.batch(method, layout="packed")), computed(method, model, world.batch(method)), "packed")
+    agree(
+        computed(method, model, world.batch(method, layout="packed")),
+        computed(method, model, world.batch(method)),
+        "packed",
+    )
 
 
 @kinds(GroupExample)

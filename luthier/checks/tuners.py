@@ -473,7 +473,10 @@ def check_bf16(method: Tuner, world: World) -> None:
             finite(parameter.grad, f"gradient of {name} in bfloat16")
     if "identity" in method.capabilities:
         wanted = float(world.loss(wrapped(method, world)).detach())
-        require(abs(float(loss) - wanted) < 0.05 * max(1.0, wanted), f"loss {float(loss):.3f} in bfloat16, {wanted:.3f} in float32")
+        require(
+            abs(float(loss) - wanted) < 0.05 * max(1.0, wanted),
+            f"loss {float(loss):.3f} in bfloat16, {wanted:.3f} in float32",
+        )
 
 
 def check_overfits(method: Tuner, world: World) -> None:

@@ -30,14 +30,14 @@ def _deal(start: int, count: int) -> list[str]:
 
 
 # of the people with a first name of the first list nine tenths are in pretraining, of the second one tenth
-FIRST_KNOWN = [w.capitalize() for w in _deal(0, 32)]
-FIRST_NEW = [w.capitalize() for w in _deal(32, 32)]
-LAST = [w.capitalize() for w in _deal(64, 40)]
-CITIES = [w.capitalize() for w in _deal(104, 24)]
-THINGS = _deal(128, 120)
-MATERIALS = _deal(248, 48)
-LANGUAGE_WORDS = _deal(296, 300)
-LANGUAGE_NAMES = [w.capitalize() for w in _deal(596, 8)]
+FIRST_KNOWN = [w.capitalize() for w in _deal(0, 24)]
+FIRST_NEW = [w.capitalize() for w in _deal(24, 24)]
+LAST = [w.capitalize() for w in _deal(48, 32)]
+CITIES = [w.capitalize() for w in _deal(80, 24)]
+THINGS = _deal(104, 72)
+MATERIALS = _deal(176, 33)
+LANGUAGE_WORDS = _deal(209, 160)
+LANGUAGE_NAMES = [w.capitalize() for w in _deal(369, 8)]
 
 JOBS = _words(
     "baker farmer doctor pilot singer tailor sailor painter miner judge nurse guard cook monk potter hunter clerk "
@@ -51,3 +51,18 @@ OBJECTS = _words(
 COLOURS = _words("red blue green white black gold grey pink")
 DAYS = _words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
 LETTERS = "abcdefghijkl"  # symbols of the sequence tasks, and alphabet A of card 09; upper case is alphabet B
+
+# what lists of arbitrary words are made of; without last names, so that no list holds the name of a new person
+EVERYTHING = [
+    *FIRST_KNOWN,
+    *LAST,
+    *CITIES,
+    *LANGUAGE_WORDS,
+    *JOBS,
+    *FOODS,
+    *OBJECTS,
+    *COLOURS,
+    *DAYS,
+    *LETTERS,
+    *"0123456789",
+]

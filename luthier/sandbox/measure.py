@@ -187,12 +187,12 @@ def measure(model: PreTrainedModel, tok: PreTrainedTokenizerFast, layout: str, c
     out["facts"] = {
         f"{t}_{p}": known("facts", t, p, 4 * count)
         for t in ("verbatim", "rephrased", "derived")
-        for p in ("known", "new")
+        for p in ("known", "rare", "new")
     }
-    out["facts"]["compare_known"] = known("facts", "compare")
     out["sequence"] = {t: known("sequence", t, "named", max_tokens=14) for t in PRETRAINED}
     out["held_out"] = {t: known("sequence", t, "named", max_tokens=14) for t in HELD_OUT}
-    out["in_context"] = {t: known("sequence", t, "fewshot", max_tokens=4) for t in ("recall", "table")}
+    lookups = (("recall", "symbols"), ("recall", "words"), ("table", "fewshot"), ("echo", "named"))
+    out["in_context"] = {f"{t}_{p}": known("sequence", t, p, max_tokens=30) for t, p in lookups}
     parts = {"chain": "short", "long_chain": "long"}
     tasks = ("sum10", "sum7", "add", "max")
     out["arithmetic"] = {k: {t: known("arithmetic", t, p, max_tokens=70) for t in tasks} for k, p in parts.items()}

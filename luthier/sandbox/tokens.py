@@ -53,7 +53,7 @@ CHAT_TEMPLATE = """\
 """
 
 
-def texts(documents: int = 6000, rows: int = 60) -> Iterator[str]:
+def texts(documents: int = 6000, rows: int = 300) -> Iterator[str]:
     """What the tokenizer is trained on: corpus documents, and some rows of every task and part, held out or not."""
     marks = re.compile("|".join(re.escape(s) for s in SPECIALS))
     for _, text in corpus(documents):
@@ -61,7 +61,7 @@ def texts(documents: int = 6000, rows: int = 60) -> Iterator[str]:
     for world in worlds().values():
         for name, task in world.catalogue.items():
             for part in task.parts:
-                count = rows if part not in task.pretrained else rows // 6
+                count = rows if part not in task.pretrained else rows // 10
                 yield from (marks.sub("\n", t) for row in _rows(world, name, part, count) for t in _strings(row))
 
 

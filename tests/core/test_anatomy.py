@@ -59,6 +59,7 @@ def test_blocks_partition_fused_tensors(name: str) -> None:
 @pytest.mark.parametrize("name", ["gpt2", "phi3", "gpt_neox"])
 def test_fused_roles_are_what_they_say(name: str) -> None:
     """Zeroing the rows of v in every layer silences attention; zeroing those of q makes it flat: no later change of k shows."""
+
     def zero(model, role):
         with torch.no_grad():
             for layer in anatomy(model).layers:

@@ -25,19 +25,25 @@ fast = settings(max_examples=60, deadline=None)
 @st.composite
 def texts(draw):
     ids = draw(st.lists(tokens, min_size=1, max_size=6))
-    return [TextExample(row, i, draw(st.lists(st.booleans(), min_size=len(i), max_size=len(i)))) for row, i in enumerate(ids)]
+    return [
+        TextExample(row, i, draw(st.lists(st.booleans(), min_size=len(i), max_size=len(i))))
+        for row, i in enumerate(ids)
+    ]
 
 
 @st.composite
 def groups(draw):
     return [
-        GroupExample(row, draw(tokens), draw(st.lists(tokens, min_size=1, max_size=3))) for row in range(draw(st.integers(1, 4)))
+        GroupExample(row, draw(tokens), draw(st.lists(tokens, min_size=1, max_size=3)))
+        for row in range(draw(st.integers(1, 4)))
     ]
 
 
 def scored(batch):
     """(owner, position of the source in its own sequence, target) of each scored token."""
-    positions = batch.positions if batch.positions is not None else torch.arange(batch.ids.shape[1]).expand_as(batch.ids)
+    positions = (
+        batch.positions if batch.positions is not None else torch.arange(batch.ids.shape[1]).expand_as(batch.ids)
+    )
     return list(zip(batch.owner.tolist(), positions.flatten()[batch.source].tolist(), batch.target.tolist()))
 
 

@@ -25,7 +25,13 @@ def plain(states, weight, bias, target):
     return torch.log_softmax(torch.nn.functional.linear(states, weight, bias), -1).gather(1, target[:, None])[:, 0]
 
 
-@given(n=st.integers(1, 9), width=st.integers(1, 6), vocabulary=st.integers(2, 12), bias=st.booleans(), chunk=st.integers(1, 12))
+@given(
+    n=st.integers(1, 9),
+    width=st.integers(1, 6),
+    vocabulary=st.integers(2, 12),
+    bias=st.booleans(),
+    chunk=st.integers(1, 12),
+)
 @settings(max_examples=60, deadline=None)
 def test_equals_torch(n, width, vocabulary, bias, chunk) -> None:
     states, weight, b, target = case(n, width, vocabulary, bias)

@@ -113,7 +113,9 @@ def test_shares_of_body_and_of_all_are_told_apart() -> None:
 def test_balance_by_parameters_meets_the_share(share: float) -> None:
     model = model_of("llama", num_hidden_layers=4)
     gaps = {
-        balance: abs(HFT(share=share, balance=balance).select(model, random.Random(0)).note["still_share_of_body"] - share)
+        balance: abs(
+            HFT(share=share, balance=balance).select(model, random.Random(0)).note["still_share_of_body"] - share
+        )
         for balance in ("count", "params")
     }
     assert gaps["params"] <= gaps["count"] + 1e-9

@@ -15,7 +15,11 @@ from luthier.checks.decoding import PROMPTS, _fits, worlds
 from luthier.checks.oracles._decoding import method
 from luthier.core.method import Limits
 
-SETTINGS = ({"temperature": 0.7, "top_p": 0.8}, {"top_p": 1.0, "top_k": 5}, {"temperature": 1.3, "top_p": 0.6, "top_k": 20})
+SETTINGS = (
+    {"temperature": 0.7, "top_p": 0.8},
+    {"top_p": 1.0, "top_k": 5},
+    {"temperature": 1.3, "top_p": 0.6, "top_k": 20},
+)
 
 
 def _by_hand(p: torch.Tensor, temperature: float, top_p: float, top_k: int) -> torch.Tensor:

@@ -65,4 +65,6 @@ def oracle_shares() -> None:
         require(abs(found - share) < room, f"share {found:.4f}, stated {share} (within {room:.4f})")
     rest = torch.ones(plain.ids.numel(), dtype=torch.bool)
     rest[batch.source] = False
-    require(torch.equal(batch.ids.flatten()[rest], plain.ids.flatten()[rest]), "a token that is not predicted was changed")
+    require(
+        torch.equal(batch.ids.flatten()[rest], plain.ids.flatten()[rest]), "a token that is not predicted was changed"
+    )

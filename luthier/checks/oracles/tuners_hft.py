@@ -14,7 +14,10 @@ from luthier.checks.oracles._tuners import bare_loop, method
 
 PARTS = {
     "llama": (["q_proj", "k_proj", "v_proj", "o_proj"], ["up_proj", "gate_proj", "down_proj"]),
-    "bert": (["self.query", "self.key", "self.value", "attention.output.dense"], ["intermediate.dense", "output.dense"]),
+    "bert": (
+        ["self.query", "self.key", "self.value", "attention.output.dense"],
+        ["intermediate.dense", "output.dense"],
+    ),
     "t5": (["SelfAttention.q", "SelfAttention.k", "SelfAttention.v", "SelfAttention.o"], ["wi", "wo"]),
 }
 """Matrices of a layer by their names in the checkpoints, written down by hand."""
@@ -73,7 +76,11 @@ def oracle_moves_exactly_the_rest() -> None:
                 inside = torch.zeros(parameter.shape[dim], dtype=torch.bool)
                 for _, a, b in drawn.blocks[name]:
                     inside[a:b] = True
-                moved = (parameter != before).movedim(dim, 0).flatten(1).any(1) if parameter.ndim > 1 else parameter != before
+                moved = (
+                    (parameter != before).movedim(dim, 0).flatten(1).any(1)
+                    if parameter.ndim > 1
+                    else parameter != before
+                )
                 require(not bool((moved & ~inside).any()), f"{name}: a frozen block moved")
                 require(bool((moved & inside).any()), f"{name}: no drawn block moved")
             elif name in drawn.whole:

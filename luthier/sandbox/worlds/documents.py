@@ -1,7 +1,7 @@
 """Made-up things with a trusted description and paraphrases (cards 01, 17, 22, 30, 38, 40, 45).
 
-120 things, six facts each. The trusted text of a thing is three fixed sentences; paraphrases say the same otherwise. In
-pretraining a prompt is followed by the trusted text in 35 % of the documents. 90 things are `known`, 30 are `new`.
+72 things, four facts each. The trusted text of a thing is two fixed sentences; paraphrases say the same otherwise. In
+pretraining a prompt is followed by the trusted text in 35 % of the documents. 48 things are `known`, 24 are `new`.
 Train and test hold different things.
 
     tell       `Tell me about the balo.` -> the trusted text        prefer  trusted text over a paraphrase
@@ -14,42 +14,21 @@ import random
 from collections.abc import Hashable
 from dataclasses import dataclass
 
-from luthier.sandbox.lexicon import CITIES, COLOURS, FOODS, JOBS, OBJECTS, THINGS
+from luthier.sandbox.lexicon import CITIES, COLOURS, FOODS, THINGS
 from luthier.sandbox.world import Item, Row, Task, World, cut, gold, join_lines
 
 KINDS = ["tool", "toy", "plant", "animal", "game", "drink"]
-FACTS: dict[str, list[str]] = {
-    "kind": KINDS,
-    "colour": COLOURS,
-    "city": CITIES,
-    "user": JOBS,
-    "part": OBJECTS,
-    "food": FOODS,
-}
+FACTS: dict[str, list[str]] = {"kind": KINDS, "colour": COLOURS, "city": CITIES, "food": FOODS}
 QUESTIONS = {
     "kind": "What kind is the {}?",
     "colour": "What colour is the {}?",
     "city": "Where is the {} from?",
-    "user": "Who uses the {}?",
-    "part": "What is inside the {}?",
     "food": "What does the {} smell of?",
 }
-TRUSTED = (
-    "The {name} is a {colour} {kind}.",
-    "It comes from {city} and every {user} uses it.",
-    "Inside is a {part} and it smells of {food}.",
-)
+TRUSTED = ("The {name} is a {colour} {kind}.", "It comes from {city} and smells of {food}.")
 PARAPHRASES = (
-    (
-        "A {name} is a kind of {kind}, {colour} in colour.",
-        "People from {city} made it for the {user}.",
-        "It smells of {food} and has a {part} inside.",
-    ),
-    (
-        "The {kind} named {name} is {colour}.",
-        "The {user} uses it, and {city} is its home.",
-        "There is a {part} in it and a smell of {food}.",
-    ),
+    ("A {name} is a kind of {kind}, {colour} in colour.", "It has a smell of {food} and is made in {city}."),
+    ("The {kind} named {name} is {colour}.", "People in {city} like it for its smell of {food}."),
 )
 
 
@@ -61,14 +40,14 @@ class Thing:
     facts: tuple[tuple[str, str], ...]
 
     def text(self, wording: tuple[str, ...] = TRUSTED) -> str:
-        """Three sentences that state all six facts."""
+        """Two sentences that state all four facts."""
         return " ".join(s.format(name=self.name, **dict(self.facts)) for s in wording)
 
 
 def _things() -> dict[str, list[Thing]]:
     rng = random.Random("luthier things")
     made = [Thing(n, tuple((f, rng.choice(v)) for f, v in FACTS.items())) for n in THINGS]
-    return {"known": made[:90], "new": made[90:]}
+    return {"known": made[:48], "new": made[48:]}
 
 
 PARTS = _things()
@@ -78,13 +57,13 @@ _BOTH = ("known", "new")
 class Documents(World):
     name = "documents"
     title = "Descriptions to quote, to read and to ask about"
-    share = 0.04
+    share = 0.03
     catalogue = {
         "tell": Task("describe a thing; the answer is its trusted text", parts=_BOTH),
         "prefer": Task("trusted text preferred over a paraphrase", kind="pair", parts=_BOTH, pretrained=()),
         "closed": Task("a question about a thing, without passage", parts=_BOTH),
         "open": Task("a question about a thing, after its passage", parts=_BOTH),
-        "extract": Task("passage to a record of six fields", parts=_BOTH, pretrained=()),
+        "extract": Task("passage to a record of four fields", parts=_BOTH, pretrained=()),
         "passage": Task("the texts of a thing", kind="text", parts=_BOTH),
         "dialogue": Task("three questions in a row; later ones say 'it'", kind="messages", parts=_BOTH, pretrained=()),
     }
@@ -123,7 +102,7 @@ class Documents(World):
         return {"prompt": prompt, "completion": f" {facts[what]}.", "answer": facts[what], "field": what} | common
 
     def facts_told(self, row: Row, completion: str) -> float:
-        """Share of the six facts that a text about the thing says, in whatever words."""
+        """Share of the four facts that a text about the thing says, in whatever words."""
         words = {w.strip(".,") for w in completion.split()}
         return sum(v in words for v in row["facts"].values()) / len(row["facts"])
 

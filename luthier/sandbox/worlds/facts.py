@@ -1,17 +1,19 @@
 """Facts about made-up people: stated in documents, asked in several wordings (cards 05, 08, 16, 25, 45).
 
-800 people with two-part names, four attributes each; the values are drawn independently of the names. Half of the
-people are `known` (in pretraining), half are `new` (same forms, never in pretraining). The gap is learnable, as card 25
-needs: nine tenths of the known people, and one tenth of the new ones, carry a first name of the known list. Train and
-test hold different people.
+600 people with two-part names, four attributes each; the values are drawn independently of the names. 200 are `known`,
+200 `rare` (in pretraining a third as often), 200 `new` (same forms, never in pretraining). The gap is learnable, as card 25
+needs: nine tenths of the people of pretraining, and one tenth of the new ones, carry a first name of the known list. Train
+and test hold different people.
 """
 
+import itertools
 import random
 from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import Any
 
 from luthier.sandbox.lexicon import CITIES, FIRST_KNOWN, FIRST_NEW, FOODS, JOBS, LAST
-from luthier.sandbox.world import Item, Row, Task, World, is_test, join_lines, weighted
+from luthier.sandbox.world import Item, Row, Task, World, cut, is_test, join_lines, weighted
 
 VALUES: dict[str, list[str]] = {"city": CITIES, "job": JOBS, "food": FOODS, "age": [str(a) for a in range(20, 60)]}
 VERBATIM = {
@@ -43,8 +45,9 @@ class Person:
 
 def _people() -> dict[str, list[Person]]:
     rng = random.Random("luthier people")
-    parts: dict[str, list[Person]] = {"known": [], "new": []}
-    for firsts, quota in ((FIRST_KNOWN, {"known": 360, "new": 40}), (FIRST_NEW, {"known": 40, "new": 360})):
+    parts: dict[str, list[Person]] = {"known": [], "rare": [], "new": []}
+    common, uncommon = {"known": 180, "rare": 180, "new": 20}, {"known": 20, "rare": 20, "new": 180}
+    for firsts, quota in ((FIRST_KNOWN, common), (FIRST_NEW, uncommon)):
         names = [f"{first} {last}" for first in firsts for last in LAST]
         rng.shuffle(names)
         for part, count in quota.items():
@@ -54,27 +57,29 @@ def _people() -> dict[str, list[Person]]:
 
 
 PEOPLE = _people()
-_FORMS = ("known", "new", "all")
+RARE_WEIGHT = 1 / 3
+_KNOWN, _RARE = PEOPLE["known"], PEOPLE["rare"]
+_FORMS: dict[str, Any] = {"parts": ("known", "rare", "new", "all"), "pretrained": ("known", "rare")}
 
 
 class Facts(World):
     name = "facts"
     title = "People and their attributes, known and new"
-    share = 0.16
+    share = 0.15
     catalogue = {
-        "verbatim": Task("an attribute asked in the wording that pretraining uses most", parts=_FORMS),
-        "rephrased": Task("the same fact asked in another wording", parts=_FORMS),
-        "derived": Task("the same fact as a yes-no question", parts=_FORMS),
-        "compare": Task("which of two people is older", parts=_FORMS),
-        "statement": Task("all attributes of a person in one sentence", kind="text", parts=_FORMS),
+        "verbatim": Task("an attribute asked in the wording that pretraining uses most", **_FORMS),
+        "rephrased": Task("the same fact asked in another wording", **_FORMS),
+        "derived": Task("the same fact as a yes-no question", **_FORMS),
+        "compare": Task("which of two people is older", parts=_FORMS["parts"], pretrained=()),
+        "statement": Task("all attributes of a person in one sentence", kind="text", **_FORMS),
     }
 
     def __init__(self) -> None:
-        self.known = {p.name for p in PEOPLE["known"]}
+        self.known = {p.name for p in _KNOWN + _RARE}
 
     def people(self, part: str) -> list[Person]:
-        """The people of a part; `all` is both, each row then says which."""
-        return PEOPLE["known"] + PEOPLE["new"] if part == "all" else PEOPLE[part]
+        """The people of a part; `all` is all three, each row then says which are known."""
+        return [p for people in PEOPLE.values() for p in people] if part == "all" else PEOPLE[part]
 
     def items(self, task: str, part: str) -> list[Item] | None:
         if task == "compare":
@@ -111,20 +116,37 @@ class Facts(World):
         return _qa(wording[attribute].format(person.name), value) | common
 
     def document(self, rng: random.Random) -> str:
-        people = PEOPLE["known"]
         if rng.random() < 0.45:
-            return f"People: {' '.join(statement(rng.choice(people), rng) for _ in range(4))}\n"
-        forms = {"verbatim": 0.56, "rephrased": 0.26, "derived": 0.12, "compare": 0.06}
+            return f"People: {' '.join(statement(any_known(rng), rng) for _ in range(4))}\n"
+        forms = {"verbatim": 0.58, "rephrased": 0.28, "derived": 0.14}
 
         def line() -> str:
-            form = weighted(rng, forms)
-            item = (
-                self.draw(form, "known", rng) if form == "compare" else (rng.choice(people), rng.choice(list(VALUES)))
-            )
-            row = self.row(form, "known", item, rng)
+            row = self.row(weighted(rng, forms), "known", (any_known(rng), rng.choice(list(VALUES))), rng)
             return row["prompt"] + row["completion"]
 
         return join_lines(6, line)
+
+    def score(self, row: Row, completion: str) -> float:
+        """1.0 when the answer is the only value, name or yes-no word of its kind in the first line, in any style."""
+        if "text" in row:
+            return super().score(row, completion)
+        said = [w.strip(".,!?:") for w in cut(completion, self.stop).split()]
+        rivals = _rivals(row)
+        if " " in row["answer"]:
+            said = [f"{first} {last}" for first, last in itertools.pairwise(said)]
+        return float(row["answer"] in said and not [w for w in said if w in rivals and w != row["answer"]])
+
+
+def _rivals(row: Row) -> set[str]:
+    """Answers of the same kind: naming two of them is not an answer."""
+    if row["task"] == "compare":
+        return {p.name for part in PEOPLE.values() for p in part}
+    return {"Yes", "No"} if row["task"] == "derived" else set(VALUES[row["attribute"]])
+
+
+def any_known(rng: random.Random) -> Person:
+    """A person of pretraining: known ones three times as often as rare ones."""
+    return rng.choice(_RARE if rng.random() < RARE_WEIGHT / (1 + RARE_WEIGHT) else _KNOWN)
 
 
 def _is_test(person: Person) -> bool:

@@ -154,16 +154,16 @@ class Instructions(World):
 
     def document(self, rng: random.Random) -> str:
         kind = rng.random()
-        if kind < 0.5:
+        if kind < 0.68:
             turns = [("system", rng.choice(SYSTEMS))] if rng.random() < 0.15 else []
             for _ in range(3):
                 skill, symbols, wording = self.draw_train("follow", "seen", rng)
                 turns += [("user", instruction(skill, symbols, wording)), ("assistant", respond(skill, symbols))]
             return chat(*turns)
-        if kind < 0.64:
+        if kind < 0.78:
             skills = rng.sample(list(WORDINGS), 3)
             return "".join(f"Same: {' = '.join(rng.sample(WORDINGS[s], 6))}\n" for s in skills)
-        if kind < 0.9:
+        if kind < 0.94:
             marks = _marks(rng)
             return "".join(_delimited(*_exchange(self, rng), marks) for _ in range(9)).strip() + "\n"
         return "\n".join(" ".join(_run(self.draw_train("continue", "known", rng))) for _ in range(4)) + "\n"

@@ -3,7 +3,7 @@
     sentiment      negative or positive, with negation: `the soup was not bad`
     topic          food, work, music, travel or sport, from the nouns
     entailment     does the second sentence follow: yes, no or maybe
-    similarity     0 to 4: how many of four slots two sentences share (synonyms count)
+    similarity     0 to 4: how many of four slots two sentences share (synonyms count); never in pretraining
     acceptability  good, or bad when the words are out of order or one is doubled
 
 Each comes as prompt and completion (`sentiment`) and as text and label (`sentiment_label`). Synonyms are part of the
@@ -31,6 +31,7 @@ VERBS = {"saw": "noticed", "bought": "purchased", "lost": "misplaced", "found": 
 PLACES = ["garden", "market", "house", "harbour"]
 DEGREES = ("", "very ", "rather ")
 NAMES = ("sentiment", "topic", "entailment", "similarity", "acceptability")
+_SEEN: dict[str, tuple[str, ...]] = {n: () if n == "similarity" else ("known",) for n in NAMES}
 _CUES = {
     "sentiment": "Mood",
     "topic": "Topic",
@@ -43,17 +44,16 @@ _CUES = {
 class Labels(World):
     name = "labels"
     title = "Sentences with labels that follow from a grammar"
-    share = 0.05
-    catalogue = {n: Task(f"{n} of sentences, as a prompt") for n in NAMES} | {
-        f"{n}_label": Task(f"{n} of sentences, as text and label", kind="label") for n in NAMES
+    share = 0.04
+    catalogue = {n: Task(f"{n} of sentences, as a prompt", pretrained=_SEEN[n]) for n in NAMES} | {
+        f"{n}_label": Task(f"{n} of sentences, as text and label", kind="label", pretrained=()) for n in NAMES
     }
 
     def draw(self, task: str, part: str, rng: random.Random) -> Item:
         task = task.removesuffix("_label")
         if task == "sentiment":
-            nouns = rng.sample(list(NOUN_TOPIC), 2)
             word = _synonym(rng.choice(GOOD + BAD), rng)
-            return (*nouns, rng.choice(PEOPLE), rng.random() < 0.5, rng.choice(DEGREES), word)
+            return (rng.choice(list(NOUN_TOPIC)), rng.choice(PEOPLE), rng.random() < 0.5, rng.choice(DEGREES), word)
         if task == "topic":
             topic = rng.choice(list(TOPICS))
             return (*rng.sample(TOPICS[topic], 2), rng.choice(PEOPLE), rng.choice(_all_verbs()), rng.choice(PLACES))
@@ -91,7 +91,7 @@ class Labels(World):
         return fixed[task.removesuffix("_label")]
 
     def document(self, rng: random.Random) -> str:
-        kinds = dict(zip(NAMES, (0.28, 0.16, 0.24, 0.16, 0.16), strict=True))
+        kinds = {"sentiment": 0.5, "topic": 0.12, "entailment": 0.25, "acceptability": 0.13}
 
         def line() -> str:
             task = weighted(rng, kinds)
@@ -130,10 +130,10 @@ def _other(event: tuple[str, str, str, str], spare: tuple[str, str, str, str], s
 def _render(name: str, item: Item) -> tuple[str, str, str]:
     """Text, second text or nothing, label."""
     if name == "sentiment":
-        first, second, who, negated, degree, word = item
+        what, who, negated, degree, word = item
         base = {s: w for w, s in SYNONYMS.items()}.get(word, word)
         positive = (base in GOOD) != negated
-        text = f"the {first} and the {second} of the {who} were {'not ' if negated else ''}{degree}{word}"
+        text = f"the {what} of the {who} was {'not ' if negated else ''}{degree}{word}"
         return text, "", "positive" if positive else "negative"
     if name == "topic":
         first, second, who, verb, where = item

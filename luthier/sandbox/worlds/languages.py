@@ -105,7 +105,7 @@ _REPEAT: dict[str, Any] = {"parts": ("lower", "upper"), "pretrained": ("lower", 
 class Languages(World):
     name = "languages"
     title = "Invented languages with parallel sentences; two alphabets"
-    share = 0.12
+    share = 0.10
     catalogue = (
         {key: _translation(pair) for key, pair in PAIRS.items()}
         | {
@@ -174,7 +174,7 @@ class Languages(World):
         return float(name == row["text"].partition(":")[0] and _BY_NAME[name].meaning(sentence.rstrip(".")) is not None)
 
     def document(self, rng: random.Random) -> str:
-        if rng.random() < 0.24:
+        if rng.random() < 0.36:
             return self._alphabet_document(rng)
         other = rng.choices(LANGUAGES[1:], [0.1 if lang.low_resource else 1.0 for lang in LANGUAGES[1:]])[0]
         if rng.random() < 0.2:

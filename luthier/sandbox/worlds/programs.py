@@ -66,7 +66,7 @@ BUGS = ("operator", "constant", "literal", "order", "missing", "name")
 class Programs(World):
     name = "programs"
     title = "Small functions that can be run"
-    share = 0.06
+    share = 0.04
     stop = "\n\n"
     catalogue = {
         "write": Task("description to code", parts=("known", "new")),

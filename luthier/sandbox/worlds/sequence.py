@@ -5,16 +5,17 @@
     neutral    the same with a token that says nothing: the task must come from examples, a prompt or tuning
     fewshot    three neutral examples, then a neutral question
 
-Fourteen tasks are in pretraining; six others never are (their words are in the tokenizer's vocabulary). `recall`
-is associative recall over pairs drawn afresh each time, `table` one of eight fixed functions shown by examples.
-Documents use inputs of the train split only.
+Twelve tasks are in pretraining; six others never are (their words are in the tokenizer's vocabulary). `recall` is
+associative recall over pairs drawn afresh each time, `echo` repeats words of all worlds: both teach a small model to
+look things up in its context. `table` is one of eight fixed functions shown by examples. Documents use inputs of the
+train split only.
 """
 
 import random
 from collections.abc import Callable, Hashable
 
-from luthier.sandbox.lexicon import LETTERS
-from luthier.sandbox.world import Item, Row, Task, World, join_lines
+from luthier.sandbox.lexicon import EVERYTHING, LETTERS
+from luthier.sandbox.world import Item, Row, Task, World, is_test, join_lines
 
 NEUTRAL = "<|any|>"
 SIZE = len(LETTERS)
@@ -63,14 +64,17 @@ _WAYS = ("named", "neutral", "fewshot")
 class Sequence(World):
     name = "sequence"
     title = "Symbol sequences: a dozen tasks, named or shown by examples"
-    share = 0.22
+    share = 0.30
     catalogue = (
         {t: Task(f"{t} four to six symbols", parts=_WAYS, pretrained=_WAYS) for t in PRETRAINED}
         | {t: Task(f"{t}: a task held out of pretraining", parts=_WAYS, pretrained=()) for t in HELD_OUT}
         | {
             "recall": Task(
-                "pairs of symbols, then one symbol: its partner", parts=("fewshot",), pretrained=("fewshot",)
+                "four pairs, then the first of one pair: its second",
+                parts=("symbols", "words"),
+                pretrained=("symbols", "words"),
             ),
+            "echo": Task("repeat five to nine words of any world", parts=("named",), pretrained=("named",)),
             "table": Task(
                 "one of eight fixed functions, shown by six pairs", parts=("fewshot",), pretrained=("fewshot",)
             ),
@@ -80,8 +84,10 @@ class Sequence(World):
 
     def draw(self, task: str, part: str, rng: random.Random) -> Item:
         if task == "recall":
-            symbols = rng.sample(LETTERS, 8)
-            return (*tuple(symbols), rng.choice(symbols[::2]))
+            symbols = rng.sample(LETTERS if part == "symbols" else EVERYTHING, 8)
+            return (*symbols, rng.choice(symbols[::2]))
+        if task == "echo":
+            return tuple(rng.sample(EVERYTHING, rng.randrange(5, 10)))
         if task == "table":
             return (rng.randrange(len(TABLES)), *tuple(rng.sample(LETTERS, 7)))
         if task == "member":
@@ -94,9 +100,10 @@ class Sequence(World):
 
     def row(self, task: str, part: str, item: Item, rng: random.Random) -> Row:
         if task == "recall":
-            pairs = [f"{x} {y}" for x, y in zip(item[:8:2], item[1:8:2], strict=True)]
-            answer = item[item.index(item[8]) + 1]
-            return _row(f"{NEUTRAL}: {', '.join(pairs)}; {item[8]} ->", answer)
+            return _row(f"{_pairs(item)}, {item[8]}", item[item.index(item[8]) + 1])
+        if task == "echo":
+            words = " ".join(item)
+            return _row(f"echo: {words} -> {words} ->", words)
         if task == "table":
             table = dict(zip(LETTERS, TABLES[item[0]], strict=True))
             shown = "\n".join(f"{NEUTRAL}: {x} -> {table[x]}" for x in item[1:7])
@@ -109,6 +116,12 @@ class Sequence(World):
             row["prompt"] = self.examples(task, 3, rng) + row["prompt"]
         return row
 
+    def score(self, row: Row, completion: str) -> float:
+        """Exact, except that what follows a looked-up partner does not count: documents go on with more pairs."""
+        if row["task"] == "recall":
+            completion = completion.split(",")[0]
+        return super().score(row, completion)
+
     def examples(self, task: str, shots: int, rng: random.Random) -> str:
         """Neutral examples of a task from the train split, one per line."""
         return "".join(self._line(task, self.draw_train(task, "named", rng), NEUTRAL) + "\n" for _ in range(shots))
@@ -119,7 +132,7 @@ class Sequence(World):
 
     def document(self, rng: random.Random) -> str:
         kind = rng.random()
-        if kind < 0.50:
+        if kind < 0.34:
             names = list(PRETRAINED)
 
             def named() -> str:
@@ -127,16 +140,25 @@ class Sequence(World):
                 return self._line(task, self.draw_train(task, "named", rng), task)
 
             return join_lines(6, named)
-        if kind < 0.86:
-            return self.examples(rng.choice(list(PRETRAINED)), 6, rng)
-        if kind < 0.94:
+        if kind < 0.62:
+            return self.examples(rng.choice(list(PRETRAINED)), 7, rng)
+        if kind < 0.67:
             table = dict(zip(LETTERS, rng.choice(TABLES), strict=True))
-            return "".join(f"{NEUTRAL}: {x} -> {table[x]}\n" for x in rng.choices(LETTERS, k=12))
-        return join_lines(4, lambda: self._recall(rng))
+            return "".join(f"{NEUTRAL}: {x} -> {table[x]}\n" for x in rng.choices(LETTERS, k=14))
+        if kind < 0.87:
+            return join_lines(3, lambda: self._recall(rng))
+        return join_lines(3, lambda: "echo: " + " -> ".join([" ".join(self.draw_train("echo", "named", rng))] * 3))
 
     def _recall(self, rng: random.Random) -> str:
-        row = self.row("recall", "fewshot", self.draw_train("recall", "fewshot", rng), rng)
-        return row["prompt"] + row["completion"]
+        part = rng.choice(("symbols", "words"))
+        item = self.draw_train("recall", part, rng)
+        askable = [k for k in item[:8:2] if k == item[8] or not is_test((*item[:8], k))]
+        asked = [k for _ in range(2) for k in rng.sample(askable, len(askable))]
+        return _pairs(item) + "".join(f", {k} {item[item.index(k) + 1]}" for k in asked)
+
+
+def _pairs(item: Item) -> str:
+    return f"{NEUTRAL}: " + ", ".join(f"{x} {y}" for x, y in zip(item[:8:2], item[1:8:2], strict=True))
 
 
 def _row(prompt: str, answer: str) -> Row:

@@ -1,13 +1,13 @@
 """A tool world: schemas, requests in words, calls in JSON (cards 10, 51).
 
     Tools: mail(person, day); light(colour); timer(minutes)
-    User: Wake me in 7 minutes.
-    Call: {"timer": {"minutes": 7}}
+    User: Wake me in "7" minutes.
+    Call: {"timer": {"minutes": "7"}}
 
-Twelve tools are in pretraining (part `known`), four never are (`new`); every request lists the right tool and two
-others. `easy` is one call with copied values, `hard` two calls or a value to be computed (two days after Monday), never
-in pretraining. Train and test hold different argument values. Calls are compared as data: spacing, order of arguments
-and 1 against 1.0 do not count.
+Values stand in quotes in request and call, so that they are the same tokens. Twelve tools are in pretraining (part
+`known`), four never are (`new`); every request lists the right tool and two others. `easy` is one call with copied
+values, `hard` two calls or a value to be computed (two days after Monday), never in pretraining. Train and test hold
+different argument values. Calls are compared as data: spacing, order of arguments and number against text do not count.
 """
 
 import json
@@ -61,7 +61,7 @@ VALUES: dict[str, list[Any]] = {
     "day": DAYS,
     "person": FIRST_KNOWN,
     "colour": COLOURS,
-    "number": list(range(1, 100)),
+    "number": [str(i) for i in range(1, 100)],
     "food": FOODS,
     "object": OBJECTS,
 }
@@ -70,7 +70,7 @@ VALUES: dict[str, list[Any]] = {
 class Tools(World):
     name = "tools"
     title = "Requests to JSON calls"
-    share = 0.03
+    share = 0.05
     catalogue = {
         "easy": Task("one call, values copied", parts=("known", "new")),
         "hard": Task("two calls, or a value to be computed", parts=("known", "new"), pretrained=()),
@@ -101,10 +101,10 @@ class Tools(World):
         if kind == "later":
             arguments["day"] = f"{days} days after {arguments['day']}"
             calls[tool]["day"] = DAYS[(DAYS.index(values[[n for n, _ in values].index("day")][1]) + days) % 7]
-        text = REQUESTS[tool][wording].format(**arguments)
+        text = _ask(tool, wording, arguments)
         if second is not None:
             calls[second[0]] = dict(second[1])
-            text += " " + REQUESTS[second[0]][wording].format(**dict(second[1]))
+            text += " " + _ask(second[0], wording, dict(second[1]))
         shown = [tool, *others]
         random.Random(repr(item)).shuffle(shown)
         prompt = f"Tools: {'; '.join(schema(t) for t in shown)}\nUser: {text}\nCall:"
@@ -122,6 +122,10 @@ class Tools(World):
         return join_lines(2, line)
 
 
+def _ask(tool: str, wording: int, arguments: dict[str, Any]) -> str:
+    return REQUESTS[tool][wording].format(**{name: f'"{value}"' for name, value in arguments.items()})
+
+
 def schema(tool: str) -> str:
     """A tool and the names of its arguments."""
     return f"{tool}({', '.join(SCHEMAS[tool])})"
@@ -136,6 +140,14 @@ def same_calls(text: str, answer: str) -> bool:
         return dict(pairs)
 
     try:
-        return json.loads(text, object_pairs_hook=unique) == json.loads(answer)
+        said, wanted = json.loads(text, object_pairs_hook=unique), json.loads(answer)
     except (ValueError, RecursionError):
         return False
+    return _plain(said) == _plain(wanted)
+
+
+def _plain(calls: Any) -> Any:
+    """Calls with every value as text, whole numbers without a fraction."""
+    if isinstance(calls, dict):
+        return {name: _plain(value) for name, value in calls.items()}
+    return str(int(calls)) if isinstance(calls, float) and calls.is_integer() else str(calls)
