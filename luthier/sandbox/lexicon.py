@@ -55,7 +55,6 @@ LETTERS = "abcdefghijkl"  # symbols of the sequence tasks, and alphabet A of car
 # what lists of arbitrary words are made of; without last names, so that no list holds the name of a new person
 EVERYTHING = [
     *FIRST_KNOWN,
-    *LAST,
     *CITIES,
     *LANGUAGE_WORDS,
     *JOBS,
