@@ -135,7 +135,11 @@ def collator(model: nn.Module, pad: int, examples: Sequence[Example], settings: 
 
 
 PACK_ABOVE_PADDING = 0.3
-"""`packing: auto` packs only where length buckets would still pad more than this share (benchmarks/packing.py)."""
+"""`packing: auto` packs only where the plan's batches would pad more than this share.
+
+Measured on a CPU (benchmarks/packing.py): with 2 to 4 % padding, which is what length buckets leave, packed rows cost
+1.16 to 1.32 times as much as padded ones; with 38 to 40 %, 0.74 to 0.94 times; with 57 % and more, 0.5 to 0.65 times.
+"""
 
 
 def _padding_share(lengths: Sequence[int], settings: TrainSettings) -> float:
@@ -149,7 +153,11 @@ def _padding_share(lengths: Sequence[int], settings: TrainSettings) -> float:
 
 
 def _sharing_pays(examples: Sequence[GroupExample]) -> bool:
-    """A tree computes the prompt once but attends densely: it pays where prompts are a good part of the tokens."""
+    """A tree computes the prompt once but attends densely: it pays where prompts are a good part of the tokens.
+
+    Measured on a CPU (benchmarks/packing.py), trees cost 1.01, 0.99, 0.82 and 0.69 times as much as separate rows where
+    they hold 0.93, 0.85, 0.75 and 0.62 times the tokens.
+    """
     shared = sum(len(e) for e in examples)
     apart = sum(len(e.answers) * len(e.prompt) + sum(len(a) for a in e.answers) for e in examples)
     return shared < 0.85 * apart
@@ -366,7 +374,7 @@ class Loop:
         batch = self.collate([self.examples[i] for i in rows])
         if self.references is not None:
             batch.reference = torch.cat([self.references[i] for i in rows])
-        rng = np.random.default_rng([self.seed, self.stage, step, rows[0]])
+        rng = np.random.default_rng([self.seed, self.stage, step])
         return self.objective.view(batch, step, self.total, rng)
 
     # one step -----------------------------------------------------------------------------------------

@@ -158,7 +158,8 @@ class Objective(Method):
     def view(self, batch: Batch, step: int, total: int, rng: np.random.Generator) -> Batch:
         """The batch as this objective shows it to the model at optimiser step `step` of `total` (corruption, mixing).
 
-        `rng` depends on seed, step and rows alone: fresh at every visit, the same after resuming.
+        `rng` depends on seed and step alone: fresh at every visit, the same after resuming and for every micro-batch.
+        What is drawn for a row must depend on the row (`batch.rows`), so that no split of a step changes it.
         """
         return batch
 

@@ -17,9 +17,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from luthier.core.batch import GroupExample, collate_groups
+from luthier.core.batch import GroupExample
 from luthier.core.config import TrainSettings
 from luthier.core.logprobs import Scorer
+from luthier.core.loop import collator
 from luthier.core.runs import hash_tensors
 
 
@@ -49,13 +50,14 @@ def reference_logp(
         flat = load_file(file)["logp"]
         return list(flat.split([len(e.answers) for e in examples])), True
     scorer, training = Scorer(model), model.training
+    collate = collator(model, pad, examples, settings)  # the layout of training: a prompt is shared where that pays
     model.eval()
     size = settings.per_device_eval_batch_size
     order = sorted(range(len(examples)), key=lambda i: len(examples[i]))
     out: list[Tensor] = [torch.empty(0)] * len(examples)
     for start in range(0, len(order), size):
         rows = order[start : start + size]
-        batch = collate_groups([examples[i] for i in rows], pad, share_prompt=False).to(scorer.device)
+        batch = collate([examples[i] for i in rows]).to(scorer.device)
         logp = scorer.answer_logp(batch).float().cpu()
         for i, part in zip(rows, logp.split([len(examples[i].answers) for i in rows]), strict=True):
             out[i] = part

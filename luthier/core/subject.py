@@ -228,6 +228,7 @@ class Subject:
         self, ids: Sequence[list[int]], max_new_tokens: int = 64, stop: Sequence[str] = (), seed: int | None = None
     ) -> list[Generation]:
         """The same from and to token ids. Copies of a prompt stay in one batch, so that a sampler tells them apart."""
+        self._writes()
         decoder = self.decoder if self.decoder is not None else _TransformersGreedy()
         limits = TextLimits(
             max_new_tokens=max_new_tokens, stop_ids=self.stop_ids, pad_id=self.pad_id,
@@ -303,6 +304,7 @@ class Subject:
 
     def distributions(self, texts: Sequence[str]) -> Iterator[tuple[int, Tensor]]:
         """(index, log-probabilities (T-1, V) at every position of that text), batch by batch: hold few at a time."""
+        self._writes()
         asks = []
         for text in texts:
             ids = self._clip(self.encode(text))
@@ -310,6 +312,10 @@ class Subject:
         for group, parts in self._run(asks, _all_logp):
             for i, (logp,) in zip(group, parts, strict=True):
                 yield i, logp
+
+    def _writes(self) -> None:
+        if self.task == "classification":
+            raise Refusal("a classification model gives classes, not text: measure it by a scorer of classes or numbers")
 
     def class_probabilities(self, texts: Sequence[str | tuple[str, str]]) -> np.ndarray:
         """Probabilities (n, C) of a task head; independent ones for several labels, numbers for a regression."""

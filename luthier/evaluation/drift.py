@@ -27,7 +27,7 @@ from torch import Tensor
 
 from luthier.core.method import LuthierError
 from luthier.core.subject import Subject
-from luthier.evaluation._family import Aggregate, Answers, Item, Scorer, shown
+from luthier.evaluation._family import Aggregate, Answers, Item, Scorer, need, shown
 
 
 class _Remembered(NamedTuple):
@@ -84,6 +84,8 @@ def _text(item: Item) -> str:
     """The item's text, or its prompt with its reference."""
     if isinstance(item.text, str):
         return item.text
+    if item.prompt is None:
+        need([item], "text", "drift")
     return shown(item.prompt) + str(item.row.get("completion") or item.reference or "")
 
 

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from luthier.core.method import LuthierError
+from luthier.core.method import LuthierError, Refusal
 from luthier.core.subject import Subject
 from luthier.evaluation._family import Aggregate, Answers, Item, Scorer, need, weighted_mean
 
@@ -41,7 +41,10 @@ class Regression(Scorer):
         truth = np.array([_truth(i) for i in items])
         if subject.task == "classification":
             need(items, "text", self.name)
-            said = subject.class_probabilities([i.text for i in items])[:, 0].astype(float)
+            found_all = subject.class_probabilities([i.text for i in items])
+            if found_all.shape[1] != 1:
+                raise Refusal(f"{self.name} reads a head with one output, this one has {found_all.shape[1]}")
+            said = found_all[:, 0].astype(float)
             outputs = [f"{x:.4g}" for x in said]
         else:
             need(items, "prompt", self.name)

@@ -1,0 +1,41 @@
+"""Reference log-probabilities do not depend on the layout they were computed in, and are computed once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from luthier.core.batch import GroupExample
+from luthier.core.config import TrainSettings
+from luthier.core.references import reference_logp
+
+
+def _model() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    size = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    return LlamaForCausalLM(LlamaConfig(**size, num_attention_heads=2, max_position_embeddings=64))
+
+
+EXAMPLES = [
+    GroupExample(0, list(range(1, 20)), [[20, 21], [22, 23, 24]]),
+    GroupExample(1, [5, 4, 3], [[9], [8, 7, 6, 5]]),
+    GroupExample(2, list(range(30, 48)), [[1, 2, 3], [4]]),
+]
+
+
+@pytest.mark.parametrize("size", [1, 16])
+def test_shared_prompts_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    found = {}
+    for share in (True, False):
+        monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / str(share)))
+        settings = TrainSettings(share_prompt=share, per_device_eval_batch_size=size)
+        found[share], reused = reference_logp(_model(), EXAMPLES, 0, settings)
+        assert not reused
+        again, reused = reference_logp(_model(), EXAMPLES, 0, settings)
+        assert reused
+        torch.testing.assert_close(torch.cat(again), torch.cat(found[share]), rtol=0, atol=0)
+    assert [len(p) for p in found[True]] == [2, 2, 2]
+    torch.testing.assert_close(torch.cat(found[True]), torch.cat(found[False]))
