@@ -87,6 +87,12 @@ def _before(record: Record, task: str, metric: str, digits: int = 3) -> str:
     return f"{_measure(record, task, metric)['base']['mean']:.{digits}f}"
 
 
+def _seeds(record: Record) -> str:
+    """What stands behind a ± or an interval."""
+    n = len(record["seeds"])
+    return f"{n} seeds, mean ± sd" if n > 1 else "1 seed, 95% interval over the test items"
+
+
 def say_sst2_full(record: Record) -> str:
     rows = record["data"][0]["rows"]
     return (
@@ -101,8 +107,8 @@ def say_sst2_compare(record: Record) -> str:
         f"{name} {100 * c['trainable_parameters'] / c['total_parameters']:.1f}%" for name, c in record["costs"].items()
     )
     return (
-        f"all-MiniLM-L6-v2 on {record['data'][0]['rows']:,} rows of SST-2, {len(record['seeds'])} seeds, development "
-        f"accuracy (mean ± sd over seeds): {_each(record, 'sst2_dev', 'accuracy')}; trained parameters: {shares}."
+        f"all-MiniLM-L6-v2 on {record['data'][0]['rows']:,} rows of SST-2, development accuracy ({_seeds(record)}): "
+        f"{_each(record, 'sst2_dev', 'accuracy')}; trained parameters: {shares}."
     )
 
 
@@ -112,7 +118,7 @@ def say_wikitext(record: Record) -> str:
         f"The 260-thousand-parameter stories model reads WikiText-2 (test part, vocabulary 512): perplexity per token "
         f"{_before(record, task, 'perplexity', 2)} before, {_each(record, task, 'perplexity', 2)} after tuning on the "
         f"validation part; bits per character {_before(record, task, 'bits_per_character')} before, "
-        f"{_each(record, task, 'bits_per_character')} after."
+        f"{_each(record, task, 'bits_per_character')} after ({_seeds(record)})."
     )
 
 
@@ -125,7 +131,7 @@ def say_gsm8k(record: Record) -> str:
         f"{_before(record, 'gsm8k_answers', 'perplexity', 2)} before, "
         f"{_each(record, 'gsm8k_answers', 'perplexity', 2)} after; final answers right "
         f"{_before(record, 'gsm8k', 'accuracy')} before, {_each(record, 'gsm8k', 'accuracy')} after: a model of this "
-        "size learns the form of an answer, not arithmetic."
+        f"size learns the form of an answer, not arithmetic ({_seeds(record)})."
     )
 
 

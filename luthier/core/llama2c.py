@@ -127,12 +127,12 @@ def _header(data: bytes, path: Path) -> tuple[str, Sizes, int]:
     if len(data) < 28:
         raise LuthierError(f"{path}: {len(data)} bytes: not a llama2.c checkpoint")
     if struct.unpack_from("<I", data)[0] == MAGIC and len(data) >= HEADER_BYTES:
-        version, *told = struct.unpack_from("<8i", data, 4)
+        version, D, F, L, H, K, V, context = struct.unpack_from("<8i", data, 4)
         if version != 1:
             raise LuthierError(f"{path}: llama2.c format {version} is not read here: export it as version 1 (float32)")
-        return "v1", _sensible(Sizes(*told, shared=bool(data[36])), path), HEADER_BYTES
-    *told, vocabulary, context = struct.unpack_from("<7i", data)
-    return "legacy", _sensible(Sizes(*told, abs(vocabulary), context, vocabulary > 0), path), 28
+        return "v1", _sensible(Sizes(D, F, L, H, K, V, context, bool(data[36])), path), HEADER_BYTES
+    D, F, L, H, K, V, context = struct.unpack_from("<7i", data)
+    return "legacy", _sensible(Sizes(D, F, L, H, K, abs(V), context, V > 0), path), 28
 
 
 def _sensible(sizes: Sizes, path: Path) -> Sizes:

@@ -135,6 +135,8 @@ def compare(
     from luthier import report
 
     report.write_compare_report(folder)
+    if not done:
+        raise LuthierError(f"{folder}: every cell failed, the first with {out['cells'][0]['error']}")
     return Comparison(folder, out)
 
 

@@ -88,6 +88,7 @@ class HalfFineTuning(Experiment):
                 "resetting half of the fully tuned model brings back at least 0.6 of the facts",
                 f"half-reset {spread(rows, 'half_reset_facts')}",
                 reset >= 0.6,
+                central=False,  # a claim about the edit, at the rate that was chosen for the tuner
             ),
             Claim(
                 "half fine-tuning learns the new task within 10 points of full fine-tuning (tokens, equal steps)",
