@@ -592,7 +592,7 @@ class Loop:
         cost = {
             **{k: v for k, v in self.cost.items() if k not in ("tokens", "padded_tokens")},
             "optimizer_bytes": meter.optimizer_bytes(self.optimizer),
-            "peak_memory_bytes": meter.peak_memory_bytes(),
+            "peak_memory_bytes": meter.peak_memory_bytes(self.plain, self.optimizer, self.cost["saved_tensor_bytes"]),
             "train_seconds": round(self.seconds, 3),
             "step_seconds": self.seconds / max(1, self.step_index),
             "steps": self.step_index,

