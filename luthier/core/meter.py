@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -83,11 +82,3 @@ def peak_memory_bytes(model: nn.Module, optimizer: torch.optim.Optimizer, saved_
     gradients = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     return parameters + gradients + optimizer_bytes(optimizer) + saved_tensor_bytes
 
-
-def human(cost: dict[str, Any]) -> str:
-    """One line for a terminal."""
-    share = 100 * cost["trainable_parameters"] / max(1, cost["total_parameters"])
-    return (
-        f"{cost['trainable_parameters']:,} of {cost['total_parameters']:,} parameters move ({share:.2f} %), "
-        f"{cost.get('train_seconds', 0):.1f} s, {cost.get('tokens_per_second', 0):,.0f} tokens/s"
-    )

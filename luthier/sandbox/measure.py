@@ -46,7 +46,8 @@ def complete(
             padding_side=_side(model),
         )
         for i, text in zip(chosen, _greedy(model, tok, dict(ids), max_tokens, stop), strict=True):
-            out[i] = text
+            head, found, _ = text.partition(stop)
+            out[i] = head + found  # a row goes on until the last of its batch has stopped
     return out
 
 

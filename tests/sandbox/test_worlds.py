@@ -122,7 +122,7 @@ def _in_test(world: World, task: str, item: object) -> int:
 def test_new_people_and_held_out_tasks_are_not_in_the_corpus() -> None:
     everything = "\n".join(text for _, text in DOCUMENTS)
     assert not [p.name for p in PEOPLE["new"] if p.name in everything]
-    assert len([p.name for p in PEOPLE["known"] if p.name in everything]) == 400
+    assert all(p.name in everything for p in PEOPLE["known"])
     for word in [*sequence.HELD_OUT, "member"]:
         assert f"{word}:" not in everything
     called = set(re.findall(r"Call: {\"(\w+)\"", texts_of("tools")))
@@ -165,15 +165,15 @@ def programs_item(row: Row) -> tuple[tuple[str, int], ...]:
 
 def test_facts_values_do_not_depend_on_names_and_the_gap_is_learnable() -> None:
     names = [p.name for part in PEOPLE.values() for p in part]
-    assert len(names) == len(set(names)) == 800
-    firsts = {p.name.split()[0] for p in PEOPLE["known"][:360]}
+    assert len(names) == len(set(names)) == 400
+    firsts = {p.name.split()[0] for p in PEOPLE["known"][:180]}
     for part, share in (("known", 0.9), ("new", 0.1)):
-        assert sum(p.name.split()[0] in firsts for p in PEOPLE[part]) / 400 == pytest.approx(share)
+        assert sum(p.name.split()[0] in firsts for p in PEOPLE[part]) / 200 == pytest.approx(share)
     most = max(sum(p.city == c for p in PEOPLE["known"]) for c in {p.city for p in PEOPLE["known"]})
     assert most < 40
     verbatim, rephrased = (some_rows(WORLDS["facts"], form, "new", "train", 5000) for form in ("verbatim", "rephrased"))
     assert {r["item"] for r in verbatim} == {r["item"] for r in rephrased}
-    yes = [r["answer"] for r in sandbox.rows("facts/derived/known", n=1000)]
+    yes = [r["answer"] for r in sandbox.rows("facts/derived/known", n=600)]
     assert 0.4 < yes.count("Yes") / len(yes) < 0.6
 
 
@@ -320,8 +320,8 @@ def test_documents_count_told_facts_whatever_the_wording() -> None:
         assert world.facts_told(row, row["chosen"]) == world.facts_told(row, row["rejected"]) == 1.0
         assert world.facts_told(row, "The end.") == 0.0
     told = texts_of("documents")
-    trusted = sum(r["trusted"] in told for r in world.rows("tell", "known", "train", 60))
-    assert trusted > 20
+    trusted = sum(r["trusted"] in told for r in world.rows("tell", "known", "train", 40))
+    assert trusted > 12
 
 
 def test_paraphrases_cover_all_wordings_with_one_answer() -> None:
@@ -336,8 +336,8 @@ def test_paraphrases_cover_all_wordings_with_one_answer() -> None:
 
 def test_entities_name_the_asked_box() -> None:
     for row in sandbox.rows("entities/moves", n=30):
-        label = re.search(r"Box (\w) has the$", row["prompt"])[1]
-        assert f"{row['answer']} moves to box {label}." in row["prompt"]
+        label = re.search(r"(\w) has$", row["prompt"])[1]
+        assert f"{row['answer']} to {label}." in row["prompt"]
     assert len(OBJECTS) == len(set(OBJECTS)) == 32
 
 
