@@ -33,7 +33,7 @@ CONTENDERS = {
     "sft": ("luthier", "transformers", "transformers-grouped", "trl", "trl-grouped", "trl-shipped"),
     "dpo": ("luthier", "luthier-stored", "trl", "trl-precomputed", "trl-shipped"),
 }
-TARGETS = {("sft", "trl"): 4.0, ("sft", "transformers"): 1.8, ("dpo", "trl"): 5.0}
+TARGETS = {("sft", "trl", ""): 4.0, ("sft", "transformers", ""): 1.8, ("dpo", "trl", "stored"): 5.0}
 SIZES = {"sft": (12, 8), "dpo": (8, 4), "overhead": (12, 8), "packing": (2, 8)}
 """(optimiser steps, examples a step) of each benchmark."""
 
@@ -119,7 +119,7 @@ def compare(name: str, threads: int, told: Any, before: dict[str, Any] | None) -
     for _ in range(told.repeats):
         load = os.getloadavg()[0]
         repeats.append({c: process(name, c, steps, batch, threads, told) for c in names} | {"load": load})
-    return {"equal": equal, "repeats": repeats, "summary": summary(CONTENDERS[name], repeats, threads)}
+    return {"equal": equal, "repeats": repeats, **_summaries(name, repeats, threads)}
 
 
 def single(name: str, threads: int, told: Any) -> Any:
@@ -130,12 +130,20 @@ def single(name: str, threads: int, told: Any) -> Any:
     return process(name, "both", steps, batch, threads, told)
 
 
-def summary(names: tuple[str, ...], repeats: list[dict[str, Any]], threads: int) -> dict[str, Any]:
-    """Per contender: rows a second and peak memory (medians), and luthier's speed over its (median, least, most)."""
+def _summaries(name: str, repeats: list[dict[str, Any]], threads: int) -> dict[str, Any]:
+    """Against luthier as it is, and for preference tuning against luthier with stored references."""
+    out = {"summary": summary(CONTENDERS[name], repeats, threads, "luthier")}
+    if name == "dpo":
+        out["summary_stored"] = summary(CONTENDERS[name], repeats, threads, "luthier-stored")
+    return out
+
+
+def summary(names: tuple[str, ...], repeats: list[dict[str, Any]], threads: int, ours: str) -> dict[str, Any]:
+    """Per contender: rows a second and peak memory (medians), and our speed over its (median, least, most)."""
     clock = "cpu_seconds" if threads == 1 else "seconds"
     out = {}
     for name in names:
-        took = [(r[name], r["luthier"]) for r in repeats if name in r]
+        took = [(r[name], r[ours]) for r in repeats if name in r and ours in r]
         if not took:
             continue
         ratios = [a[clock] / b[clock] for a, b in took]
@@ -187,26 +195,28 @@ def table(found: dict[str, Any]) -> str:
         "",
         "| luthier against | "
         + " | ".join(f"{t} thread{'s' * (t != '1')}" for t in threads)
-        + " | peak memory | target |",
+        + " | our peak memory | target |",
         "|---" * (len(threads) + 3) + "|",
     ]
-    for name in CONTENDERS:
-        parts = [found["threads"][t][name]["summary"] for t in threads if name in found["threads"][t]]
-        for other in parts[0] if parts else []:
-            if other != "luthier":
-                lines.append(_comparison(name, other, parts))
+    for name, stored in (("sft", ""), ("dpo", ""), ("dpo", "stored")):
+        key = f"summary_{stored}" if stored else "summary"
+        parts = [found["threads"][t].get(name, {}).get(key, {}) for t in threads]
+        others = [c for c in CONTENDERS[name] if not c.startswith("luthier") and any(c in p for p in parts)]
+        lines += [_comparison(name, other, stored, parts) for other in others]
     lines += _overheads(found["threads"])
     return "\n".join(lines)
 
 
-def _comparison(name: str, other: str, parts: list[dict[str, Any]]) -> str:
-    cells = []
-    for part in parts:
-        median, least, most = part[other]["speedup"]
-        cells.append(f"{median:.2f}x ({least:.2f} to {most:.2f})")
-    target = TARGETS.get((name, other))
-    memory = f"{1 / parts[0][other]['memory']:.2f}x"
-    return f"| {name}: {other} | " + " | ".join([*cells, memory, f"{target:g}x" if target else ""]) + " |"
+def _comparison(name: str, other: str, stored: str, parts: list[dict[str, Any]]) -> str:
+    cells = ["" for _ in parts]
+    for i, part in enumerate(parts):
+        if other in part:
+            median, least, most = part[other]["speedup"]
+            cells[i] = f"{median:.2f}x ({least:.2f} to {most:.2f}, n = {part[other]['repeats']})"
+    memory = statistics.median(1 / p[other]["memory"] for p in parts if other in p)
+    target = TARGETS.get((name, other, stored))
+    title = f"{name}: {other}" + (", our references stored" if stored else "")
+    return f"| {title} | {' | '.join(cells)} | {memory:.2f}x | {f'{target:g}x' if target else ''} |"
 
 
 def _overheads(threads: dict[str, Any]) -> list[str]:

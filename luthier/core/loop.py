@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -761,6 +762,9 @@ class _Window:
 def make_accelerator(settings: TrainSettings, folder: Path | None = None) -> Accelerator:
     """accelerate's engine with the precision asked for. Launchers set everything else through the environment."""
     precision = "bf16" if settings.bf16 else "fp16" if settings.fp16 else None
+    before = AcceleratorState._shared_state.get("_mixed_precision", "no")
+    if before != (precision or "no"):  # accelerate fixes the precision of a process at its first use; runs may differ
+        AcceleratorState._reset_state()
     trackers = None if settings.report_to in ("none", [], None) else settings.report_to
     return Accelerator(mixed_precision=precision, log_with=trackers, project_dir=folder if trackers else None)
 

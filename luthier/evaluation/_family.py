@@ -420,8 +420,7 @@ def class_scores(
         known = plain_model(subject.model).config.id2label
         names = [str(known[k]) for k in sorted(known)]
     else:
-        if any(i.prompt is None for i in items):
-            need(items, "text", "verbalised labels")
+        need([i for i in items if i.prompt is None], "text", "verbalised labels")
         names = list(labels) or sorted({str(i.label if i.label is not None else i.reference) for i in items})
         asked = [Item(i.id, i.prompt if i.prompt is not None else str(i.text), choices=tuple(names)) for i in items]
         p = softmax(np.stack(choice_logp(subject, asked, delimiter)))
