@@ -242,7 +242,7 @@ def test_preview_of_other_types(write, chatml) -> None:
 def test_preview_in_colour(write, chatml) -> None:
     from rich.console import Console
 
-    console = Console(width=100, force_terminal=True, color_system="standard", record=True, file=io.StringIO())
+    console = Console(width=400, force_terminal=True, color_system="standard", record=True, file=io.StringIO())
     console.print(preview(prepare(write("r.jsonl", [KINDS["chat"], {"messages": []}]), tokenizer=chatml), chatml))
     out = console.export_text(styles=True)
     assert "\x1b[1;32mYes.\x1b[0m" in out
