@@ -125,9 +125,8 @@ def compare(name: str, threads: int, told: Any, before: dict[str, Any] | None) -
 def single(name: str, threads: int, told: Any) -> Any:
     steps, batch = SIZES[name]
     if name == "overhead":
-        large = [process(name, "both", steps, batch, threads, told) for _ in range(told.repeats)]
-        small = [process(name, "both", 2 * steps, batch, threads, told, "--small") for _ in range(told.repeats)]
-        return {"15M": large, "1M": small}
+        rounds = [process(name, "both", steps, batch, threads, told) for _ in range(told.repeats)]
+        return {"15M": rounds, "1M": [process(name, "both", 2 * steps, batch, threads, told, "--small")]}
     return process(name, "both", steps, batch, threads, told)
 
 
@@ -227,8 +226,7 @@ def _overheads(threads: dict[str, Any]) -> list[str]:
         cells = []
         for part in told:
             found = [r["overhead"] for r in part[size]]
-            noise = max(abs(r["control"]) for r in part[size])
-            cells.append(f"{statistics.median(found):+.1%} (two bare loops: {noise:.1%} apart)")
+            cells.append(f"{statistics.median(found):+.1%} ({min(found):+.1%} to {max(found):+.1%})")
         lines.append(f"| loop over bare loop, {size} parameters | {' | '.join(cells)} | | under 5% |")
     return lines
 
