@@ -227,7 +227,8 @@ ALIASES = {
     "truncation_mode": "data.truncation_mode", "chat_template_path": "data.chat_template_path",
     "lora_r": "tuner.r", "lora_rank": "tuner.r", "lora_alpha": "tuner.alpha", "lora_dropout": "tuner.dropout",
     "beta": "objective.beta", "label_smoothing": "objective.label_smoothing", "run_name": "name",
-    "evaluation_strategy": "train.eval_strategy",
+    "evaluation_strategy": "train.eval_strategy", "lr": "train.learning_rate", "num_epochs": "train.num_train_epochs",
+    "micro_batch_size": "train.per_device_train_batch_size",
 }  # fmt: skip
 
 
