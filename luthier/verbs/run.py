@@ -21,6 +21,7 @@ from luthier.core.loop import Diverged, Fitted, Interrupted, Loop, LoopCallback,
 from luthier.core.method import LuthierError, Objective, Tuner
 from luthier.core.references import reference_logp
 from luthier.core.runs import RunFolder
+from luthier.report.words import first_up
 from luthier.verbs._display import Display, FromTransformers, Trackers
 from luthier.verbs.load import Loaded, calm, load
 
@@ -302,9 +303,9 @@ def _open(folder: RunFolder, ready: Prepared, resumed: bool) -> None:
             "method": {
                 "tuner": recipe.tuner["name"],
                 "objective": recipe.objective["name"],
-                "title": entry.title,
+                "title": entry.title.partition(": ")[0],
                 "paper": entry.paper,
-                "summary": entry.header.split("\n\n")[0],
+                "summary": first_up(entry.title.partition(": ")[2]),
             },
         }
     )
