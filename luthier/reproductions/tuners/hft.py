@@ -34,9 +34,8 @@ class HalfFineTuning(Experiment):
     facts: ClassVar[int] = 300
     test_rows: ClassVar[int] = 200
     setup = """nano-1m tuned on a sequence task that pretraining never showed, 250 steps of 32 rows, AdamW at 2.5e-3 with linear
-    decay; then 300 pretrained facts and 200 unseen rows of the new task. The rate was chosen between two pilots with seed 0
-    that bracket it: at 2e-3 full fine-tuning kept 0.44 of the facts, half fine-tuning 0.94 and half-reset 0.80; at 3e-3 they
-    kept 0.03, 0.75 and 0.45. At 1e-3 (150 steps) nothing was forgotten by anyone, and all learned the task."""
+    decay; then 300 pretrained facts and 200 unseen rows of the new task. Pilots with seed 0 (facts kept by full, half, half-reset):
+    at 1.5e-3 0.63, 0.85, 0.77; at 2e-3 0.35, 0.83, 0.68; at 2.5e-3 0.34, 0.81, 0.61; at 3e-3 0.08, 0.77, 0.41. All learned the task."""
 
     def measure(self, seed: int) -> Row:
         base, tokenizer = sandbox.load(self.model)
