@@ -36,7 +36,9 @@ def measured() -> str:
     for file in sorted(catalog.results_folder().glob("*/*.json")):
         told = json.loads(file.read_text())
         if told.get("verdict"):
-            out.append(f"- **{told['method']}**, {told['verdict']}: {told['summary']} (`{told['manifest']['command']}`)")
+            out.append(
+                f"- **{told['method']}**, {told['verdict']}: {told['summary']} (`{told['manifest']['command']}`)"
+            )
     for file in sorted((catalog.results_folder() / "real").glob("*.json")):
         told = json.loads(file.read_text())
         if told.get("summary"):
@@ -58,7 +60,10 @@ def filled(text: str) -> str:
     """README with its generated parts replaced."""
     for name, body in (("catalogue", catalogue()), ("measured", measured())):
         text = re.sub(
-            rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _, n=name, b=body: f"<!-- {n} -->\n{b}\n<!-- /{n} -->", text, flags=re.S
+            rf"<!-- {name} -->.*?<!-- /{name} -->",
+            lambda _, n=name, b=body: f"<!-- {n} -->\n{b}\n<!-- /{n} -->",
+            text,
+            flags=re.S,
         )
     return text
 
