@@ -207,7 +207,7 @@ def find(name: str) -> Entry:
     raise UnknownMethod(_unknown("method", name, {f.stem for a in AXES for f in _files(a)}))
 
 
-def load(axis: str, name: str) -> type:
+def load(axis: str, name: str) -> type[Any]:
     """The method's class; imports its module only."""
     one = entry(axis, name)
     return getattr(_module(one), one.class_name)

@@ -268,6 +268,7 @@ class Loop:
         self.guard: BlockGuard | None = None
         self.tokens = self.padded = 0
         self.seconds = 0.0
+        self.optimizer: torch.optim.Optimizer
 
     # set-up -------------------------------------------------------------------------------------------
 
@@ -324,7 +325,7 @@ class Loop:
         self.scorer = Scorer(self.wrapped, self.plain)
 
     @property
-    def plain(self) -> nn.Module:
+    def plain(self) -> Any:
         return self.model
 
     @property
@@ -790,7 +791,7 @@ def _rng_state() -> dict[str, Any]:
     state: dict[str, Any] = {
         "python": list(random.getstate()[1]),
         "python_gauss": random.getstate()[2],
-        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
+        "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available():

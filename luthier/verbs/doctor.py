@@ -26,8 +26,8 @@ def doctor() -> str:
         lines.append(
             f"no GPU; CPU with {torch.get_num_threads()} threads (torch_threads: 1 is fastest for tiny models)"
         )
-    free = shutil.disk_usage(".").free / 2**30
-    lines.append(f"disk: {free:.0f} GiB free here; cache: {cache_folder()}")
+    space = shutil.disk_usage(".").free / 2**30
+    lines.append(f"disk: {space:.0f} GiB free here; cache: {cache_folder()}")
     for extra, module in (("eval", "lm_eval"), ("bench", "trl")):
         found = importlib.util.find_spec(module) is not None
         lines.append(f"extra '{extra}': {'installed' if found else f'not installed (pip install luthier[{extra}])'}")

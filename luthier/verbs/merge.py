@@ -60,7 +60,7 @@ def merge(
     Raises Refusal where the adapter is not linear in the weights, LuthierError where the merged model says something else
     (the folder is then not written).
     """
-    if isinstance(source, list | tuple):
+    if isinstance(source, Sequence) and not isinstance(source, str):
         return _average([load(s) for s in source], Path(output), weights)
     loaded = source if isinstance(source, Loaded) else load(source)
     if not hasattr(loaded.model, "merge_and_unload"):

@@ -83,7 +83,7 @@ def reproduce(name: str, *, seeds: int | None = None, output: str | Path | None 
     summary = "; ".join(c.measured for c in central)
     if verdict == "contradicted":
         summary = f"{trial.explanation(rows)} ({summary})"
-    told = {
+    result: dict[str, Any] = {
         "method": f"{one.axis}/{one.name}",
         "cards": list(one.cards),
         "paper": one.paper,
@@ -110,5 +110,5 @@ def reproduce(name: str, *, seeds: int | None = None, output: str | Path | None 
     }
     path = Path(output) if output else catalog.result_file(one)
     path.parent.mkdir(parents=True, exist_ok=True)
-    runs.write_json(path, told)
-    return Reproduction(path, told)
+    runs.write_json(path, result)
+    return Reproduction(path, result)

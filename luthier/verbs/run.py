@@ -206,6 +206,7 @@ def _held_out(recipe: Recipe, rows: Any, loaded: Loaded) -> tuple[Any, Any]:
         return rows, _rows(recipe, loaded.tokenizer, loaded, told.eval, like=rows.source)
     if not told.val_size:
         return rows, None
+    assert told.train is not None  # `rows` came from it
     table = data.read(told.train, columns=told.columns, template=told.template, limit=told.limit, seed=recipe.seed)
     kept, held = data.split(table, told.val_size, seed=recipe.seed, stratify=told.stratify, group=told.group)
     train = data.prepare(kept, tokenizer=loaded.tokenizer, type=rows.source, seed=recipe.seed)
