@@ -61,7 +61,7 @@ def outcomes() -> dict[tuple[str, str], Outcome]:
 
 def _run(folder: Path, jobs: list[list[str]], out: dict[tuple[str, str], Outcome]) -> None:
     for world in WORLDS:
-        world.base().save_pretrained(folder / f"base-{world.architecture}")  # type: ignore[operator]
+        world.base().save_pretrained(folder / f"base-{world.architecture}")
     (folder / "jobs.json").write_text(json.dumps({"threads": torch.get_num_threads(), "jobs": jobs}))
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     done = subprocess.run(

@@ -111,7 +111,7 @@ class World:
         }
         if self.task == "classification":
             ids["num_labels"] = self.outputs
-        model = model_of(name, vocab_size=len(words), max_position_embeddings=512, **ids)
+        model: Any = model_of(name, vocab_size=len(words), max_position_embeddings=512, **ids)
         model.config.id2label = dict(enumerate(CHOICES[: self.outputs]))
         return Subject(model, words, task=self.task, name="tiny", tokens_per_batch=tokens_per_batch)
 

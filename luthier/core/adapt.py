@@ -81,7 +81,7 @@ def linear_size(module: nn.Module) -> tuple[int, int]:
 class BridgedTuner(PeftTuner):
     """A tuner type of luthier's own. The class registers itself with peft under `luthier_<file name>`."""
 
-    bridge: ClassVar[tuple[type, type]]
+    bridge: ClassVar[tuple[type[Any], type[Any]]]
     layer_class: ClassVar[type]
 
     def __init_subclass__(cls, **keywords: Any):
@@ -165,7 +165,7 @@ def _field_names(method: type) -> list[str]:
     return list(names)
 
 
-def method_of(config: PeftConfig) -> BridgedTuner:
+def method_of(config: Any) -> BridgedTuner:
     """The method object that a config of ours describes."""
     cls = config.method
     values = {f.name: getattr(config, f.name) for f in dataclasses.fields(cls)}
@@ -188,12 +188,13 @@ def _model_class(method: type[BridgedTuner], name: str) -> type:
 class BridgedModel(BaseTuner):
     """peft's tuner for every bridged method: finds targets by role, wraps them, keeps several adapters."""
 
-    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
+    tuner_layer_cls: type[Any]
+    target_module_mapping: dict[str, list[str]] = {}
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
         return peft_config  # targets come from the model's anatomy, which needs the model: see _prepare_model
 
-    def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
+    def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
         if peft_config.target_modules is None:
             peft_config.target_modules = set(method_of(peft_config).target_modules(model))
 
@@ -252,7 +253,7 @@ class BridgedLayer(nn.Module, BaseTunerLayer):
         active = self.active_adapters or [adapter_name]
         self.set_adapter(active, inference_mode=config.inference_mode)
 
-    def active_parts(self) -> list[nn.Module]:
+    def active_parts(self) -> list[Any]:
         if self.disable_adapters:
             return []
         return [self.parts[n] for n in self.active_adapters if n in self.parts and n not in self.merged_adapters]
@@ -302,7 +303,8 @@ class ReparamLayer(BridgedLayer):
         return y
 
     def _delta(self, name: str) -> Tensor:
-        delta = self.parts[name].delta_weight()
+        part: Any = self.parts[name]
+        delta = part.delta_weight()
         base = self.get_base_layer()
         return (delta.T if isinstance(base, Conv1D) else delta).to(base.weight.dtype)
 
@@ -311,7 +313,7 @@ class ReparamLayer(BridgedLayer):
         for name in check_adapters_to_merge(self, adapter_names):
             if name not in self.parts:
                 continue
-            weight = self.get_base_layer().weight
+            weight: Any = self.get_base_layer().weight
             merged = weight.data + self._delta(name)
             if safe_merge and not torch.isfinite(merged).all():
                 raise ValueError(f"adapter {name} gives weights that are not finite: it was not merged")
@@ -322,7 +324,8 @@ class ReparamLayer(BridgedLayer):
     def unmerge(self) -> None:
         while self.merged_adapters:
             name = self.merged_adapters.pop()
-            self.get_base_layer().weight.data -= self._delta(name)
+            weight: Any = self.get_base_layer().weight
+            weight.data -= self._delta(name)
 
 
 class ReparamTuner(BridgedTuner):
@@ -388,7 +391,11 @@ class ModuleTuner(BridgedTuner):
         return _found(self, anatomy(model), self.targets)
 
     def build_for(self, target: nn.Module, model: nn.Module, name: str) -> nn.Module:
-        width = linear_size(target)[1] if isinstance(target, nn.Linear | Conv1D) else model.config.hidden_size
+        width = (
+            linear_size(target)[1]
+            if isinstance(target, nn.Linear | Conv1D)
+            else base_transformer(model).config.hidden_size
+        )
         return self.build(width)
 
 
@@ -431,7 +438,8 @@ class PromptLayer(BridgedLayer):
         past = cache.get_seq_length() if cache is not None else 0
         embedded = kwargs.pop("inputs_embeds", None)
         if embedded is None:
-            embedded = self.base_layer.get_input_embeddings()(input_ids)  # (B, T, D)
+            backbone: Any = self.base_layer
+            embedded = backbone.get_input_embeddings()(input_ids)  # (B, T, D)
         B, T, _ = embedded.shape
         m = sum(p.prompt().shape[0] for p in parts)
         tokens_past = max(past - m, 0)
@@ -517,7 +525,8 @@ class PromptTuner(BridgedTuner):
         return [backbone]
 
     def build_for(self, target: nn.Module, model: nn.Module, name: str) -> nn.Module:
-        table = target.get_input_embeddings().weight.detach()
+        backbone: Any = target
+        table = backbone.get_input_embeddings().weight.detach()
         return self.build(table.shape[1], table)
 
 
@@ -530,21 +539,21 @@ def demand(tuner: Tuner, capability: str) -> None:
         raise Refusal(f"{tuner.name} lacks the capability '{capability}' ({TUNER_CAPABILITIES[capability]})")
 
 
-def merged(tuner: Tuner, model: nn.Module) -> nn.Module:
+def merged(tuner: Tuner, model: Any) -> nn.Module:
     """The base with what was learned written into its weights: an ordinary model. Raises Refusal."""
     demand(tuner, "merge")
     return model.merge_and_unload()
 
 
 @contextmanager
-def switched_off(tuner: Tuner, model: nn.Module) -> Iterator[nn.Module]:
+def switched_off(tuner: Tuner, model: Any) -> Iterator[nn.Module]:
     """The base, while the context lasts. Raises Refusal."""
     demand(tuner, "off")
     with model.disable_adapter():
         yield model
 
 
-def add_adapter(tuner: Tuner, model: nn.Module, name: str, task: str, seed: int = 0) -> None:
+def add_adapter(tuner: Tuner, model: Any, name: str, task: str, seed: int = 0) -> None:
     """A further adapter under `name` on a wrapped model, inactive until `set_adapter(name)`. Raises Refusal."""
     demand(tuner, "several")
     assert isinstance(tuner, PeftTuner)

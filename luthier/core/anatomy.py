@@ -17,11 +17,14 @@ import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from luthier.core.method import LuthierError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Block = tuple[int, int, int]
 """(dimension, start, stop) of a tensor."""
@@ -295,9 +298,9 @@ def register_layout(model_type: str, layout: Layout) -> None:
 # ------------------------------------------------------------------------------------------------ reading
 
 
-def base_transformer(model: nn.Module) -> nn.Module:
+def base_transformer(model: nn.Module) -> PreTrainedModel:
     """The transformers model inside a PeftModel or accelerate wrapper, or `model` itself."""
-    inner = model
+    inner: Any = model
     while True:
         if hasattr(inner, "get_base_model"):
             inner = inner.get_base_model()
@@ -321,8 +324,8 @@ def kind_of(model: nn.Module) -> str:
 
 def anatomy(model: nn.Module) -> Anatomy:
     """Find the parts of `model`. Raises LuthierError naming the architecture if the registry does not hold it."""
-    model = base_transformer(model)
-    config = model.config
+    inner = base_transformer(model)
+    config: Any = inner.config
     key = config.model_type
     if key in ("t5", "mt5", "umt5"):
         key = "t5-gated" if getattr(config, "is_gated_act", False) else "t5"
@@ -333,22 +336,22 @@ def anatomy(model: nn.Module) -> Anatomy:
         raise LuthierError(
             f"architecture '{key}' is not in luthier's registry{hint}: add it with luthier.core.anatomy.register_layout"
         )
-    prefix = model.base_model_prefix if getattr(model, model.base_model_prefix, None) is not None else ""
+    prefix = inner.base_model_prefix if getattr(inner, inner.base_model_prefix, None) is not None else ""
     at = f"{prefix}." if prefix else ""
-    names = {n for n, _ in model.named_modules(remove_duplicate=False)}
+    names = {n for n, _ in inner.named_modules(remove_duplicate=False)}
     layers: list[Layer] = []
     final = list(layout.final_norms)
     for one in (layout, *layout.per_stack.values()):
         final += [n for n in one.final_norms if n not in final]
         for stack, path in one.stacks.items():
-            layers += _layers(model, config, one, stack, at + path, names)
+            layers += _layers(inner, config, one, stack, at + path, names)
     return Anatomy(
         model_type=key,
         kind=layout.kind,
         backbone=".".join(p for p in (prefix, layout.body) if p) if prefix else "",
         layers=layers,
-        embedding=_name_of(model, model.get_input_embeddings()) or at + layout.embedding,
-        head=_head_name(model),
+        embedding=_name_of(inner, inner.get_input_embeddings()) or at + layout.embedding,
+        head=_head_name(inner),
         final_norms=[at + n for n in final if at + n in names],
         width=config.hidden_size,
     )
@@ -376,7 +379,7 @@ def _name_of(model: nn.Module, module: nn.Module | None) -> str | None:
     return next((n for n, m in model.named_modules(remove_duplicate=False) if m is module), None)
 
 
-def _head_name(model: nn.Module) -> str | None:
+def _head_name(model: PreTrainedModel) -> str | None:
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if head is not None:
         return _name_of(model, head)

@@ -203,6 +203,10 @@ def rate(step: int, total: int, settings: TrainSettings) -> float:
 # ----------------------------------------------------------------------------------------------------- loop
 
 
+UNSHARDED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+"""Ways to run in which every process holds the whole model and its whole optimiser."""
+
+
 @dataclass
 class Fitted:
     """What a finished loop tells."""
@@ -268,6 +272,7 @@ class Loop:
         self.guard: BlockGuard | None = None
         self.tokens = self.padded = 0
         self.seconds = 0.0
+        self.optimizer: torch.optim.Optimizer
 
     # set-up -------------------------------------------------------------------------------------------
 
@@ -324,7 +329,7 @@ class Loop:
         self.scorer = Scorer(self.wrapped, self.plain)
 
     @property
-    def plain(self) -> nn.Module:
+    def plain(self) -> Any:
         return self.model
 
     @property
@@ -418,11 +423,17 @@ class Loop:
         for group in self.prepared.param_groups:
             group["lr"] = self.learning_rate * group["scale"] * rate(self.step_index, self.total, self.settings)
         self._check_finite(summed, norm)
-        self.prepared.step()
+        self._stepper.step()
         if self.guard is not None:
             self.guard.restore()
-        self.prepared.zero_grad(set_to_none=True)
+        self._stepper.zero_grad(set_to_none=True)
         return summed, sum(weights), figures, norm
+
+    @property
+    def _stepper(self) -> torch.optim.Optimizer:
+        """What takes the step: the bare optimiser where accelerate would only look for packages first, at every step."""
+        adds = self.accelerator.scaler is not None or self.accelerator.distributed_type not in UNSHARDED
+        return self.prepared if adds else self.optimizer
 
     def _check_weight(self, loss: Loss, told: float, counts: bool) -> None:
         if counts and loss.weight != told:
@@ -480,11 +491,7 @@ class Loop:
             self._tell("epoch", epoch)
 
     def _reselect(self, epoch: int) -> None:
-        if self.accelerator.distributed_type not in (
-            DistributedType.NO,
-            DistributedType.MULTI_CPU,
-            DistributedType.MULTI_GPU,
-        ):
+        if self.accelerator.distributed_type not in UNSHARDED:
             raise LuthierError("tuner.reselect: epoch does not work with sharded parameters: use stage")
         self._select(epoch)
         self._make_optimizer()
@@ -562,8 +569,8 @@ class Loop:
         self._record(row)
         self._tell("evaluated", row)
         metric = row.get(self.settings.metric_for_best_model, value)
-        better = (
-            self.best is None or ((metric > self.best[0]) == self.settings.greater_is_better and metric != self.best[0])
+        better = self.best is None or (
+            (metric > self.best[0]) == self.settings.greater_is_better and metric != self.best[0]
         )
         if better:
             name = f"checkpoint-{self.step_index}"
@@ -790,7 +797,7 @@ def _rng_state() -> dict[str, Any]:
     state: dict[str, Any] = {
         "python": list(random.getstate()[1]),
         "python_gauss": random.getstate()[2],
-        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
+        "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available():

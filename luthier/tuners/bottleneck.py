@@ -21,6 +21,7 @@ from typing import ClassVar, Self
 from torch import Tensor, nn
 
 from luthier.core.adapt import ModulePart, ModuleTuner, activation
+from luthier.core.anatomy import base_transformer
 
 
 class BottleneckPart(ModulePart):
@@ -60,6 +61,6 @@ class Bottleneck(ModuleTuner):
         return BottleneckPart(width, self.size, self.scale, self.act, self.norm)
 
     def parameter_count(self, model: nn.Module) -> int:
-        D = model.config.hidden_size
+        D = base_transformer(model).config.hidden_size
         site = 2 * self.size * D + self.size + D + (2 * D if self.norm else 0)
         return site * len(self.target_modules(model))

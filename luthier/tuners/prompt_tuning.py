@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.core.adapt import PromptPart, PromptTuner
+from luthier.core.anatomy import base_transformer
 
 
 class SoftPrompt(PromptPart):
@@ -52,4 +53,4 @@ class PromptTuning(PromptTuner):
         return SoftPrompt(table[torch.randint(len(table), (self.tokens,))].float().cpu().clone())
 
     def parameter_count(self, model: nn.Module) -> int:
-        return self.tokens * model.config.hidden_size
+        return self.tokens * base_transformer(model).config.hidden_size

@@ -207,6 +207,7 @@ def _held_out(recipe: Recipe, rows: Any, loaded: Loaded) -> tuple[Any, Any]:
         return rows, _rows(recipe, loaded.tokenizer, loaded, told.eval, like=rows.source)
     if not told.val_size:
         return rows, None
+    assert told.train is not None  # `rows` came from it
     table = data.read(told.train, columns=told.columns, template=told.template, limit=told.limit, seed=recipe.seed)
     kept, held = data.split(table, told.val_size, seed=recipe.seed, stratify=told.stratify, group=told.group)
     train = data.prepare(kept, tokenizer=loaded.tokenizer, type=rows.source, seed=recipe.seed)
@@ -323,10 +324,14 @@ def _same_recipe(folder: RunFolder, recipe: Recipe) -> None:
     for section, value in now.items():
         old = before.get(section)
         if isinstance(value, dict) and isinstance(old, dict):
-            value = {k: v for k, v in value.items() if k not in ("resume_from_checkpoint", "torch_threads", "report_to")}
+            value = {
+                k: v for k, v in value.items() if k not in ("resume_from_checkpoint", "torch_threads", "report_to")
+            }
             old = {k: v for k, v in old.items() if k not in ("resume_from_checkpoint", "torch_threads", "report_to")}
         if section not in free and old != value:
-            raise LuthierError(f"{folder.path}: the recipe's '{section}' is not that of the run to resume: {old} is now {value}")
+            raise LuthierError(
+                f"{folder.path}: the recipe's '{section}' is not that of the run to resume: {old} is now {value}"
+            )
 
 
 def _data_row(name: str, rows: Any) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def method(file_name: str, **options: Any) -> Any:
     return type(found)(**{**vars(found), **options})
 
 
-def trained(tuner: Any, world: World) -> nn.Module:
+def trained(tuner: Any, world: World) -> Any:
     with torch.enable_grad():
         return tuners.moved(tuner, world)
 
@@ -32,13 +32,13 @@ def worlds(tuner: Any) -> list[World]:
     return [w for w in WORLDS if w.kind in tuner.kinds and w.task != "classification"]
 
 
-def outputs_by_inputs(module: nn.Module) -> Tensor:
+def outputs_by_inputs(module: Any) -> Tensor:
     """A weight matrix as (outputs, inputs), float64."""
     weight = module.weight.detach().double()
     return weight.T if isinstance(module, Conv1D) else weight
 
 
-def put(module: nn.Module, weight: Tensor) -> None:
+def put(module: Any, weight: Tensor) -> None:
     with torch.no_grad():
         module.weight.copy_(weight.T if isinstance(module, Conv1D) else weight)
 
@@ -55,10 +55,10 @@ def dense(tuner: Any, formula: Callable[[Tensor, dict[str, Tensor]], Tensor]) ->
         close(world.said(plain), world.said(model), f"{world.label}: dense formula and trained model")
 
 
-def tensors_by_target(model: nn.Module) -> dict[str, dict[str, Tensor]]:
+def tensors_by_target(model: Any) -> dict[str, dict[str, Tensor]]:
     """Name of each adapted module in the base to its adapter's tensors, by the last telling parts of their names."""
     found: dict[str, dict[str, Tensor]] = {}
-    for name, parameter in model.get_base_model().named_parameters():  # type: ignore[operator]
+    for name, parameter in model.get_base_model().named_parameters():
         if not parameter.requires_grad or "original_module" in name or "modules_to_save" in name:
             continue
         parts = [p for p in name.split(".") if p not in ("default", "weight")]

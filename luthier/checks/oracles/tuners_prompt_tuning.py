@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from peft import PromptTuningConfig, get_peft_model
 from torch import Tensor, nn
@@ -29,7 +31,7 @@ def oracle_peft() -> None:
         model = trained(tuner, world)
         vectors = _vectors(model)
         config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=len(vectors))
-        theirs = get_peft_model(world.base(), config).eval()
+        theirs: Any = get_peft_model(world.base(), config).eval()
         theirs.prompt_encoder["default"].embedding.weight.data.copy_(vectors)
         for ids in _ids(world):
             mask = torch.ones_like(ids)
