@@ -8,7 +8,7 @@ Start:      not the base model: the prompt is there from the first step.
 Cost:       m D scalars; every sequence is m positions longer.
 Paper:      Lester et al., 2021, "The Power of Scale for Parameter-Efficient Prompt Tuning", arXiv:2104.08691, section 2.
 Departures: positions of the text come from the attention mask, so padding on either side changes nothing (peft's own
-            type counts padding between prompt and text); decoders and encoders only.
+            type counts padding between prompt and text). In encoder-decoders the prompt is the encoder's.
 """
 
 from __future__ import annotations
