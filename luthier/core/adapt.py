@@ -410,6 +410,10 @@ class PromptPart(nn.Module):
     def prompt(self) -> Tensor:
         raise NotImplementedError
 
+    def correction(self) -> Tensor | None:
+        """(s, D), added to the embeddings of the first s real tokens; None: nothing is."""
+        return None
+
     @property
     def tokens(self) -> int:
         """m; override where the prompt is computed, so that a cached step need not compute it."""
@@ -417,7 +421,27 @@ class PromptPart(nn.Module):
 
     def correct(self, embedded: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
         """(B, T, D) input embeddings at `positions` (B, T); `mask` is False on padding. Out of place."""
-        return embedded
+        table = self.correction()
+        if table is None:
+            return embedded
+        inside = mask & (positions < len(table))
+        rows = F.embedding(positions.clamp(max=len(table) - 1), table)  # (B, T, D)
+        return embedded + rows * inside[..., None]
+
+
+class FoldedPrompt(PromptPart):
+    """A prompt for serving: what a part computes from its tensors, as plain vectors."""
+
+    def __init__(self, rows: Tensor, table: Tensor | None = None):
+        super().__init__()
+        self.rows = nn.Parameter(rows.detach().clone(), requires_grad=False)
+        self.table = None if table is None else nn.Parameter(table.detach().clone(), requires_grad=False)
+
+    def prompt(self) -> Tensor:
+        return self.rows
+
+    def correction(self) -> Tensor | None:
+        return self.table
 
 
 class PromptReader(nn.Module):
@@ -508,14 +532,16 @@ class PromptLayer(BridgedLayer):
 
 
 def _corrected(parts: list[Any], embedded: Tensor, positions: Tensor, seen: Tensor) -> Tensor:
-    for part in parts:
-        embedded = part.correct(embedded, positions, seen).to(embedded.dtype)
+    with torch.autocast(embedded.device.type, enabled=False):  # rates of prompts need full precision
+        for part in parts:
+            embedded = part.correct(embedded, positions, seen).to(embedded.dtype)
     return embedded
 
 
 def _in_front(parts: list[Any], embedded: Tensor) -> Tensor:
     """(B, m + T, D): the prompts of all parts, then the tokens."""
-    prompts = [p.prompt().to(embedded.dtype).expand(len(embedded), -1, -1) for p in parts]
+    with torch.autocast(embedded.device.type, enabled=False):
+        prompts = [p.prompt().to(embedded.dtype).expand(len(embedded), -1, -1) for p in parts]
     return torch.cat([*prompts, embedded], 1)
 
 
@@ -597,6 +623,18 @@ def merged(tuner: Tuner, model: nn.Module) -> nn.Module:
     """The base with what was learned written into its weights: an ordinary model. Raises Refusal."""
     demand(tuner, "merge")
     return model.merge_and_unload()
+
+
+@torch.no_grad()  # as in serving: products may be summed in another order where gradients are recorded
+def folded(tuner: Tuner, model: nn.Module, name: str = "default") -> nn.Module:
+    """Adapter `name` reduced, in place, to the vectors that serving needs. Saved and loaded as before. Raises Refusal."""
+    demand(tuner, "fold")
+    for layer in model.modules():
+        if isinstance(layer, PromptLayer) and isinstance(layer.parts[name], PromptPart):
+            part = layer.parts[name]
+            layer.parts[name] = FoldedPrompt(part.prompt(), part.correction())
+    model.peft_config[name].folded = True
+    return model
 
 
 @contextmanager
