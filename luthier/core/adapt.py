@@ -404,6 +404,15 @@ def _found(method: Tuner, body: Anatomy, roles: tuple[str, ...]) -> list[str]:
 # ------------------------------------------------------------------------------------------------ prompts
 
 
+@dataclasses.dataclass(frozen=True)
+class PromptLabel:
+    """Prompt row `row` stands for `token`, a label of the example that is `age` examples before the prompt's last."""
+
+    row: int
+    token: int
+    age: int
+
+
 class PromptPart(nn.Module):
     """Prompt rows (m, D) in front of the input, and a correction of the input embeddings."""
 
@@ -413,6 +422,10 @@ class PromptPart(nn.Module):
     def correction(self) -> Tensor | None:
         """(s, D), added to the embeddings of the first s real tokens; None: nothing is."""
         return None
+
+    def labels(self) -> list[PromptLabel]:
+        """Rows that stand for tokens which an objective may score from the rows before them."""
+        return []
 
     @property
     def tokens(self) -> int:
@@ -458,7 +471,11 @@ class PromptLayer(BridgedLayer):
     An encoder-decoder has one such layer around each half. Its positions are distances between columns, so in the
     encoder the prompt stands right before the first real token of its row; the decoder's cross-attention sees the
     prompt's states, and nothing else of the decoder changes.
+
+    keeps_prompt  the m first states are handed on (`prompt_states`)
     """
+
+    keeps_prompt = False
 
     def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
         parts = self.active_parts()
@@ -495,9 +512,7 @@ class PromptLayer(BridgedLayer):
             kwargs["token_type_ids"] = F.pad(kwargs["token_type_ids"], (m, 0))
         kwargs.pop("cache_position", None)
         out = self.base_layer(inputs_embeds=embedded, attention_mask=_grow(attention_mask, m), **kwargs)
-        if fresh and m:
-            out = _cut(out, m)
-        return out
+        return _cut(out, m) if fresh and m and not self.keeps_prompt else out
 
     def _encode(self, parts: list[Any], embedded: Tensor, attention_mask: Tensor | None, **kwargs: Any) -> Any:
         """The encoder half. All m + T states are kept for the decoder."""
@@ -584,6 +599,30 @@ def _cut(out: Any, m: int) -> Any:
         elif value is not None:
             out[key] = tuple(v[:, m:] for v in value)
     return out
+
+
+def prompt_labels(model: nn.Module) -> tuple[int, list[PromptLabel]]:
+    """m of the active prompts of a decoder, and their labels with rows counted over all m."""
+    m, found = 0, []
+    for layer in model.modules():
+        if isinstance(layer, PromptLayer) and not layer.base_layer.config.is_encoder_decoder:
+            for part in layer.active_parts():
+                found += [dataclasses.replace(label, row=label.row + m) for label in part.labels()]
+                m += part.tokens
+    return m, found
+
+
+@contextmanager
+def prompt_states(model: nn.Module) -> Iterator[None]:
+    """While it lasts, a decoder's head sees (B, m + T, D): the prompt's states are not cut off."""
+    layers = [layer for layer in model.modules() if isinstance(layer, PromptLayer)]
+    try:
+        for layer in layers:
+            layer.keeps_prompt = True
+        yield
+    finally:
+        for layer in layers:
+            layer.keeps_prompt = False
 
 
 class PromptTuner(BridgedTuner):

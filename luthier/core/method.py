@@ -70,6 +70,10 @@ class Tuner(Method):
     artefact: ClassVar[str] = "model"
     learning_rate: ClassVar[float] = 2e-5
 
+    def for_tokenizer(self, tokenizer: Any) -> Self:
+        """The same tuner with what it needs of the tokenizer (the token ids of a text) filled in."""
+        return self
+
     def wrap(self, model: nn.Module, task: str, seed: int = 0) -> nn.Module:
         """Make `model` trainable in this method's way and return the module to train.
 
