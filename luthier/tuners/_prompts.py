@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.core.adapt import FoldedPrompt, PromptPart, PromptTuner
+from luthier.core.anatomy import anatomy
 from luthier.core.method import LuthierError
 
 
@@ -27,7 +28,9 @@ def start_rows(table: Tensor, tokens: int, init: str, ids: tuple[int, ...] = ())
 
 def _known(ids: tuple[int, ...], table: Tensor) -> None:
     if not 0 <= min(ids) <= max(ids) < len(table):
-        raise LuthierError(f"tuner.ids: token ids must be from 0 to {len(table) - 1}, the last of this model's vocabulary")
+        raise LuthierError(
+            f"tuner.ids: token ids must be from 0 to {len(table) - 1}, the last of this model's vocabulary"
+        )
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ class DecomposedTuner(FoldableTuner):
         return [{"params": slow, "lr_scale": self.lr_ratio}]
 
     def parameter_count(self, model: nn.Module) -> int:
-        D, s = model.config.hidden_size, self.max_length
+        D, s = anatomy(model).width, self.max_length
         if self.folded:
             return (self.tokens + s) * D
         return self.tokens * D + self.rank(D) * (s + D) + self.spent(D)

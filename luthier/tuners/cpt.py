@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.core.adapt import PromptLabel, PromptPart
+from luthier.core.anatomy import anatomy
 from luthier.core.method import LuthierError
 from luthier.tuners._prompts import FoldableTuner, start_rows
 
@@ -41,7 +42,12 @@ def kind(type_: int) -> int:
 
 
 def context(
-    examples: Sequence[Sequence[str]], tokenizer: Any, input_template: str, output_template: str, within: str, between: str
+    examples: Sequence[Sequence[str]],
+    tokenizer: Any,
+    input_template: str,
+    output_template: str,
+    within: str,
+    between: str,
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Token ids and types of a few-shot prompt, piece by piece, after the tokens that begin any text (BOS)."""
     opening = _opening(tokenizer)
@@ -62,7 +68,11 @@ def context(
 
 def _opening(tokenizer: Any) -> list[int]:
     written = tokenizer("")["input_ids"]
-    return [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None and written[:1] == [tokenizer.bos_token_id] else []
+    return (
+        [tokenizer.bos_token_id]
+        if tokenizer.bos_token_id is not None and written[:1] == [tokenizer.bos_token_id]
+        else []
+    )
 
 
 def _halves(template: str, key: str) -> list[str]:
@@ -73,6 +83,8 @@ def _halves(template: str, key: str) -> list[str]:
 
 
 class ContextPart(PromptPart):
+    rows: Tensor
+
     def __init__(self, rows: Tensor, ids: tuple[int, ...], types: tuple[int, ...], radii: dict[int, float]):
         super().__init__()
         self.ids, self.types = ids, types
@@ -92,7 +104,9 @@ class ContextPart(PromptPart):
         return self.delta * (radius / torch.maximum(length, radius).clamp(min=1e-30))
 
     def prompt(self) -> Tensor:
-        if self.training:  # the step before may have left the balls; the projection is a part of the step, not of the loss
+        if (
+            self.training
+        ):  # the step before may have left the balls; the projection is a part of the step, not of the loss
             with torch.no_grad():
                 self.delta.copy_(self.projected())
         delta = self.delta if self.training else self.projected()
@@ -163,5 +177,5 @@ class CPT(FoldableTuner):
         return ContextPart(rows, self.ids, self.types, self.radii(width))
 
     def parameter_count(self, model: nn.Module) -> int:
-        D = model.config.hidden_size
+        D = anatomy(model).width
         return D * (len(self.ids) if self.folded else sum(kind(t) in self.radii(D) for t in self.types))

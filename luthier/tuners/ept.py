@@ -48,8 +48,9 @@ class EnrichedPart(DecomposedPart):
 
     def fused(self) -> Tensor:
         source = self.correction()  # (s, D)
-        q, k = self.rows, source
-        if self.W_q is not None:
+        q: Tensor = self.rows
+        k = source
+        if self.W_q is not None and self.W_k is not None:
             q, k = q @ self.W_q, k @ self.W_k  # (m, h), (s, h)
         looks = torch.softmax(q @ k.T / math.sqrt(q.shape[1]), -1)  # (m, s)
         return self.rows + self.g * (looks @ source)
@@ -84,9 +85,7 @@ class EPT(DecomposedTuner):
         part = EnrichedPart(rows, self.max_length, self.rank(width), self.alpha, self.spaces, self.bottleneck)
         part.by_row = self.gate == "token"
         if self.fusion == "projected":
-            part.W_q, part.W_k = (
-                nn.Parameter(torch.randn(width, FUSION_WIDTH) / math.sqrt(width)) for _ in range(2)
-            )
+            part.W_q, part.W_k = (nn.Parameter(torch.randn(width, FUSION_WIDTH) / math.sqrt(width)) for _ in range(2))
         return part
 
     def spent(self, width: int) -> int:

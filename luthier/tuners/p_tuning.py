@@ -15,6 +15,7 @@ Departures: the prompt stands in front of the input rather than inside a templat
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.core.adapt import PromptPart
+from luthier.core.anatomy import anatomy
 from luthier.tuners._prompts import FoldableTuner
 
 
@@ -30,12 +32,12 @@ class EncodedPrompt(PromptPart):
         super().__init__()
         self.Z = nn.Parameter(torch.randn(tokens, width))
         self.lstm: nn.LSTM | None = None
-        sizes = (width, hidden, hidden, width)
+        sizes: tuple[int, ...] = (width, hidden, hidden, width)
         if encoder == "lstm":
             self.lstm = nn.LSTM(width, hidden, layers, bidirectional=True, batch_first=True)
             sizes = (2 * hidden, 2 * hidden, width)
         steps: list[nn.Module] = []
-        for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True):
+        for inputs, outputs in itertools.pairwise(sizes):
             steps += [nn.Linear(inputs, outputs), nn.ReLU()]
         self.mlp = nn.Sequential(*steps[:-1])
 
@@ -44,7 +46,7 @@ class EncodedPrompt(PromptPart):
         return len(self.Z)
 
     def prompt(self) -> Tensor:
-        states = self.Z
+        states: Tensor = self.Z
         if self.lstm is not None:
             states = self.lstm(states[None])[0][0]  # (m, 2 H)
         return self.mlp(states)
@@ -73,7 +75,7 @@ class PTuning(FoldableTuner):
         return EncodedPrompt(self.tokens, width, self.hidden or width, self.encoder, self.layers)
 
     def parameter_count(self, model: nn.Module) -> int:
-        D, m = model.config.hidden_size, self.tokens
+        D, m = anatomy(model).width, self.tokens
         if self.folded:
             return m * D
         H = self.hidden or D

@@ -137,7 +137,9 @@ def test_gradients_by_finite_differences(fusion: str, gate: str) -> None:
     names, tensors = zip(*part.named_parameters(), strict=True)
 
     def prompt(*values):
-        return torch.func.functional_call(_Asked(part), {f"part.{n}": v for n, v in zip(names, values, strict=True)}, ())
+        return torch.func.functional_call(
+            _Asked(part), {f"part.{n}": v for n, v in zip(names, values, strict=True)}, ()
+        )
 
     assert torch.autograd.gradcheck(prompt, tensors, eps=1e-6, atol=1e-6)
     gradients = torch.autograd.grad(part.prompt().square().sum(), tensors)

@@ -32,7 +32,9 @@ def hand_built(tuner: Any, build: Callable[[dict[str, np.ndarray], World], Built
             close(found, wanted, f"{world.label}: logits and those of hand-built embeddings")
 
 
-def _by_hand(base: nn.Module, rows: np.ndarray, table: np.ndarray | None, inputs: dict[str, Tensor], kind: str) -> Tensor:
+def _by_hand(
+    base: nn.Module, rows: np.ndarray, table: np.ndarray | None, inputs: dict[str, Tensor], kind: str
+) -> Tensor:
     ids = inputs["input_ids"][0].tolist()
     embedding = base.get_input_embeddings().weight.numpy()  # type: ignore[operator]
     sequence = list(rows)

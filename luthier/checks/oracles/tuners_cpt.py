@@ -22,7 +22,7 @@ DECODERS = [w for w in WORLDS if w.kind == "decoder"]
 GAMMA = 0.5
 
 
-def _theirs(tuner: Any, world: World) -> nn.Module:
+def _theirs(tuner: Any, world: World) -> Any:
     config = CPTConfig(
         task_type="CAUSAL_LM", cpt_token_ids=list(tuner.ids), cpt_mask=[1] * len(tuner.ids),
         cpt_tokens_type_mask=list(tuner.types), opt_weighted_loss_type="decay", opt_loss_decay_factor=GAMMA,
@@ -45,7 +45,7 @@ def _mine(model: nn.Module) -> Tensor:
     return next(p for n, p in model.named_parameters() if n.endswith("delta"))
 
 
-def _asked(world: World, side: str = "right") -> dict[str, Tensor]:
+def _asked(world: World) -> dict[str, Tensor]:
     """peft's inputs: counted tokens are labels of the row, the others its text."""
     rows = list(world.examples)
     batch = world.batch(rows)
