@@ -70,6 +70,10 @@ class Tuner(Method):
     artefact: ClassVar[str] = "model"
     learning_rate: ClassVar[float] = 2e-5
 
+    def for_tokenizer(self, tokenizer: Any) -> Self:
+        """The same tuner with what it needs of the tokenizer (the token ids of a text) filled in."""
+        return self
+
     def wrap(self, model: nn.Module, task: str, seed: int = 0) -> nn.Module:
         """Make `model` trainable in this method's way and return the module to train.
 
@@ -90,6 +94,7 @@ class Tuner(Method):
 TUNER_CAPABILITIES: dict[str, str] = {
     "identity": "starts as the base model exactly",
     "merge": "can be merged into the base and unmerged again",
+    "fold": "what it computes from its own tensors can be folded into plain vectors for serving",
     "off": "can be switched off, which gives the base back exactly",
     "several": "several named adapters live on one base",
     "generate": "cached decoding equals uncached decoding",
