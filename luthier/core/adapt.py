@@ -314,7 +314,8 @@ class BridgedLayer(nn.Module, BaseTunerLayer):
         if shared is not None:
             part.shared = shared  # registered under every part: one module, so deepcopy, .to() and peft keep it one
         reference = next(self.get_base_layer().parameters(), None)
-        if reference is not None and reference.device.type != "meta":
+        empty = any(p.device.type == "meta" for p in part.parameters())  # low_cpu_mem_usage: filled from a file later
+        if reference is not None and reference.device.type != "meta" and not empty:
             dtype = reference.dtype if reference.dtype.is_floating_point else None
             part.to(device=reference.device, dtype=dtype)
         self.parts[adapter_name] = part
