@@ -1,9 +1,9 @@
 """Adapters whose matrices are sums of Kronecker products, and their low-rank relatives: the layers and where they go.
 
-    W = sum_i A_i (x) B_i                              W (P, Q), A (n, n, n), B (n, P/n, Q/n)
-    block (a, c) of term i is A_i[a, c] B_i            rows a P/n ... (a+1) P/n, columns c Q/n ... (c+1) Q/n
+W = sum_i A_i (x) B_i                              W (P, Q), A (n, n, n), B (n, P/n, Q/n)
+block (a, c) of term i is A_i[a, c] B_i            rows a P/n ... (a+1) P/n, columns c Q/n ... (c+1) Q/n
 
-    adapter   y' = y + up(act(down(y)))                y (B, T, D), down D -> R, up R -> D, both with a bias
+adapter   y' = y + up(act(down(y)))                y (B, T, D), down D -> R, up R -> D, both with a bias
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ class LowRankPHM(nn.Module):
     def forward(self, x: Tensor, A: Tensor) -> Tensor:
         n, p, rank = self.s.shape
         h = x.unflatten(-1, (n, p)) @ self.s.movedim(0, 1).reshape(p, n * rank)  # (..., a, i rank)
-        h = torch.einsum("...air,iac->...cir", h.unflatten(-1, (n, rank)), A.to(h.device)).flatten(-2)  # (..., c, i rank)
+        h = torch.einsum("...air,iac->...cir", h.unflatten(-1, (n, rank)), A.to(h.device)).flatten(
+            -2
+        )  # (..., c, i rank)
         y = h @ self.t.transpose(1, 2).reshape(n * rank, -1)  # (..., c, Q/n)
         return y.flatten(-2) + self.bias
 
