@@ -66,6 +66,15 @@ def head_modules(model: nn.Module, task: str) -> list[str] | None:
     return [n for n in TASK_HEADS if getattr(inner, n, None) is not None] or None
 
 
+def norm_modules(model: nn.Module) -> list[str]:
+    """Names of the normalisation modules of the backbone (not of a task head), those outside the layers too."""
+    at = anatomy(model).backbone
+    return [
+        n for n, m in base_transformer(model).named_modules()
+        if n.startswith(at) and "norm" in type(m).__name__.lower() and next(m.parameters(recurse=False), None) is not None
+    ]  # fmt: skip
+
+
 def linear_size(module: nn.Module) -> tuple[int, int]:
     """(inputs, outputs) of a weight matrix module."""
     if isinstance(module, Conv1D):
@@ -97,13 +106,24 @@ class BridgedTuner(PeftTuner):
         """The part for one target (bases translate this into their `build`)."""
         raise NotImplementedError
 
+    def build_shared(self, model: nn.Module) -> nn.Module | None:
+        """What all parts of one adapter have in common; each finds it as `self.shared`. None: nothing.
+
+        It is one module under every part: its tensors are trained, counted and stored once.
+        """
+        return None
+
+    def trained_copies(self, model: nn.Module) -> list[str]:
+        """Names of modules of the base of which the adapter trains and stores its own copy (norms, say)."""
+        return []
+
     def peft_config(self, model: nn.Module, task: str) -> PeftConfig:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
         return type(self).bridge[0](
             **fields,
             task_type=PEFT_TASKS[task],
             target_modules=self.target_modules(model),
-            modules_to_save=head_modules(model, task),
+            modules_to_save=[*(head_modules(model, task) or []), *self.trained_copies(model)] or None,
         )
 
 
@@ -209,17 +229,58 @@ class BridgedModel(BaseTuner):
         parameter_name: str | None = None,
     ) -> None:
         method = method_of(peft_config)
+        shared = self._shared(adapter_name) or method.build_shared(self.model)
         if isinstance(target, self.tuner_layer_cls):
-            target.update_layer(adapter_name, peft_config, method, self.model, current_key)
+            target.update_layer(adapter_name, peft_config, method, self.model, current_key, shared)
             return
         layer = self.tuner_layer_cls(target)
-        layer.update_layer(adapter_name, peft_config, method, self.model, current_key)
+        layer.update_layer(adapter_name, peft_config, method, self.model, current_key, shared)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         setattr(parent, target_name, layer)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         setattr(parent, child_name, new_module)
+
+    def _shared(self, adapter_name: str) -> nn.Module | None:
+        """What the parts of an adapter share, from the first part that is there."""
+        layers = (m for m in self.model.modules() if isinstance(m, self.tuner_layer_cls) and adapter_name in m.parts)
+        first = next(layers, None)
+        return None if first is None else getattr(first.parts[adapter_name], "shared", None)
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        """peft takes the name off the last two levels of a key only; a part may have modules inside."""
+        return key.replace(f".{cls.prefix}parts.{adapter_name}.", f".{cls.prefix}parts.", 1)
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: nn.Module,
+        config: PeftConfig,
+        adapter_name: str,
+        state_dict: dict[str, Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, Tensor]:
+        """What parts share is there once, under the first part."""
+        found = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
+        firsts = {name: key for key in reversed(list(found)) if (name := cls._shared_name(key, adapter_name))}
+        return {k: v for k, v in found.items() if firsts.get(cls._shared_name(k, adapter_name), k) == k}
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """And is put back under each."""
+        stored = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        once = {name: v for k, v in stored.items() if (name := cls._shared_name(k, adapter_name))}
+        names = {k: cls._shared_name(k, adapter_name) for k in model.state_dict()}
+        return stored | {k: once[name] for k, name in names.items() if name in once}
+
+    @classmethod
+    def _shared_name(cls, key: str, adapter_name: str) -> str:
+        """Name of a shared tensor inside what is shared; empty for all other tensors."""
+        return key.partition(f".{cls.prefix}parts.{adapter_name}.shared.")[2]
 
 
 class BridgedLayer(nn.Module, BaseTunerLayer):
@@ -242,11 +303,20 @@ class BridgedLayer(nn.Module, BaseTunerLayer):
         return getattr(self, self.parts_name)
 
     def update_layer(
-        self, adapter_name: str, config: PeftConfig, method: BridgedTuner, model: nn.Module, name: str
+        self,
+        adapter_name: str,
+        config: PeftConfig,
+        method: BridgedTuner,
+        model: nn.Module,
+        name: str,
+        shared: nn.Module | None = None,
     ) -> None:
         part = method.build_for(self.get_base_layer(), model, name)
+        if shared is not None:
+            part.shared = shared  # registered under every part: one module, so deepcopy, .to() and peft keep it one
         reference = next(self.get_base_layer().parameters(), None)
-        if reference is not None and reference.device.type != "meta":
+        empty = any(p.device.type == "meta" for p in part.parameters())  # low_cpu_mem_usage: filled from a file later
+        if reference is not None and reference.device.type != "meta" and not empty:
             dtype = reference.dtype if reference.dtype.is_floating_point else None
             part.to(device=reference.device, dtype=dtype)
         self.parts[adapter_name] = part
