@@ -10,7 +10,7 @@ import random
 import tempfile
 from collections import OrderedDict
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -29,7 +29,13 @@ STEPS = 4
 
 
 def worlds(method: Tuner) -> list[World]:
-    return [w for w in WORLDS if w.kind in method.kinds]
+    """Architectures that the method can tune: of a kind that it claims, and with the parts that it needs."""
+    return [w for w in WORLDS if w.kind in method.kinds and not _missing(method, w)]
+
+
+@cache
+def _missing(method: Tuner, world: World) -> str:
+    return method.missing(world.base())
 
 
 def claims(capability: str) -> Callable[[Check], Check]:
@@ -231,12 +237,12 @@ def check_repeatable(method: Tuner, world: World) -> None:
     same(world.said(model), world.said(model), "two evaluations")
 
 
-@when(lambda method: len(method.kinds) < len({w.kind for w in WORLDS}))
+@when(lambda method: len(worlds(method)) < len(WORLDS))
 def check_other_kinds_refused(method: Tuner, world: World) -> None:
-    """Model kinds that are not claimed are refused."""
+    """Model kinds that are not claimed, and models without a part that is needed, are refused."""
     for other in WORLDS:
-        if other.kind not in method.kinds:
-            refuses(partial(method.wrap, other.base(), other.task), f"wrap of an {other.kind} model")
+        if other not in worlds(method):
+            refuses(partial(method.wrap, other.base(), other.task), f"wrap of a {other.label} model")
 
 
 # ----------------------------------------------------------------------------------- off, merge, several

@@ -287,8 +287,7 @@ class Loop:
             "never": f"{self.seed}",
         }
         selection = self.tuner.select(self.plain, random.Random(key[mode]))
-        keep_heads = task_head_names(self.plain)
-        selection.whole |= keep_heads
+        selection.add_heads(self.plain)
         selection.apply(self.plain)
         if self.guard is not None:
             self.guard.release()
@@ -774,13 +773,6 @@ def make_accelerator(settings: TrainSettings, folder: Path | None = None) -> Acc
         AcceleratorState._reset_state()
     trackers = None if settings.report_to in ("none", [], None) else settings.report_to
     return Accelerator(mixed_precision=precision, log_with=trackers, project_dir=folder if trackers else None)
-
-
-def task_head_names(model: nn.Module) -> set[str]:
-    """Parameters of a new task head: they always move."""
-    from luthier.core.anatomy import TASK_HEADS
-
-    return {n for n, _ in model.named_parameters() if n.split(".", 1)[0] in TASK_HEADS}
 
 
 def seed_everything(seed: int, deterministic: bool = False) -> None:

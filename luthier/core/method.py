@@ -90,6 +90,10 @@ class Tuner(Method):
         """Parameter groups [{"params": [names], "lr_scale": float, ...}] or None for one group."""
         return None
 
+    def missing(self, model: nn.Module) -> str:
+        """What this model would have to have, in words; empty where it fits. `wrap` refuses the others."""
+        return ""
+
 
 TUNER_CAPABILITIES: dict[str, str] = {
     "identity": "starts as the base model exactly",
@@ -115,7 +119,11 @@ class PartialTuner(Tuner):
         raise NotImplementedError
 
     def wrap(self, model: nn.Module, task: str, seed: int = 0) -> nn.Module:
-        self.select(model, random.Random(seed)).apply(model)
+        if missing := self.missing(model):
+            raise Refusal(f"{self.name} cannot tune this {type(model).__name__}: it has no {missing}")
+        selection = self.select(model, random.Random(seed))
+        selection.add_heads(model)
+        selection.apply(model)
         return model
 
     def parameter_count(self, model: nn.Module) -> int:

@@ -29,6 +29,10 @@ class Selection:
         """Everything inside module `name` moves."""
         self.whole.update(f"{name}.{p}" if name else p for p, _ in model.get_submodule(name).named_parameters())
 
+    def add_heads(self, model: nn.Module) -> None:
+        """Task heads are new: they move whatever else does."""
+        self.whole.update(n for n, _ in model.named_parameters() if n.split(".", 1)[0] in TASK_HEADS)
+
     def add_matrix(self, model: nn.Module, matrix: Matrix) -> None:
         """The weight of one role moves, and its bias with it."""
         if not matrix.blocks:
