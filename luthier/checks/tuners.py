@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from luthier.checks._battery import Check, on, when
 from luthier.checks._compare import VISIBLE, CheckFailed, close, differ, distance, finite, require, same
 from luthier.checks._models import PAD, WORLDS, World
-from luthier.core.adapt import add_adapter, merged, switched_off
+from luthier.core.adapt import add_adapter, folded, merged, switched_off
 from luthier.core.anatomy import TASK_HEADS, base_transformer
 from luthier.core.config import TrainSettings
 from luthier.core.loop import Loop
@@ -288,6 +288,27 @@ def check_merge_refused(method: Tuner, world: World) -> None:
     if method.artefact == "adapter":
         refuses(lambda: copy.deepcopy(model).merge_and_unload(), "peft's merge_and_unload")
         refuses(lambda: copy.deepcopy(model).merge_adapter(), "peft's merge_adapter")
+
+
+@claims("fold")
+def check_fold(method: Tuner, world: World) -> None:
+    """Folded for serving it says the same to the last bit, also when saved and loaded; only plain vectors are left."""
+    from peft import PeftModel
+
+    model = moved(method, world)
+    before = world.said(model)
+    same(world.said(folded(method, model)), before, "answers after folding")
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        again = PeftModel.from_pretrained(world.base(), folder).eval()
+    same(world.said(again), before, "answers after folding, saving and loading")
+    same(world.said(folded(method, again)), before, "answers after folding twice")
+
+
+@lacks("fold")
+def check_fold_refused(method: Tuner, world: World) -> None:
+    model = wrapped(method, world)
+    refuses(lambda: folded(method, model), "folding")
 
 
 @claims("several")

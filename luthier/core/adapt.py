@@ -479,9 +479,42 @@ class PromptPart(nn.Module):
     def prompt(self) -> Tensor:
         raise NotImplementedError
 
+    def correction(self) -> Tensor | None:
+        """(s, D), added to the embeddings of the first s real tokens; None: nothing is."""
+        return None
+
+    @property
+    def tokens(self) -> int:
+        """m; override where the prompt is computed, so that a cached step need not compute it."""
+        return self.prompt().shape[0]
+
     def correct(self, embedded: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
         """(B, T, D) input embeddings at `positions` (B, T); `mask` is False on padding. Out of place."""
-        return embedded
+        table = self.correction()
+        if table is None:
+            return embedded
+        inside = mask & (positions < len(table))
+        rows = F.embedding(positions.clamp(max=len(table) - 1), table)  # (B, T, D)
+        return embedded + rows * inside[..., None]
+
+
+class FoldedPrompt(PromptPart):
+    """A prompt for serving: what a part computes from its tensors, as plain vectors."""
+
+    def __init__(self, rows: Tensor, table: Tensor | None = None):
+        super().__init__()
+        self.rows = nn.Parameter(rows.detach().clone(), requires_grad=False)
+        self.table = None if table is None else nn.Parameter(table.detach().clone(), requires_grad=False)
+
+    def prompt(self) -> Tensor:
+        return self.rows
+
+    def correction(self) -> Tensor | None:
+        return self.table
+
+
+class PromptReader(nn.Module):
+    """Stands for a prompt on a decoder that reads it through cross-attention only: nothing to train."""
 
 
 class PromptLayer(BridgedLayer):
@@ -490,29 +523,37 @@ class PromptLayer(BridgedLayer):
     The prompt stands before everything else, padding included, and is visible to every token; real tokens count their
     positions from m. With a cache the prompt is there already: then only the mask and the positions grow by m. The m
     first states are cut off, so heads, labels and losses never see the prompt.
+
+    An encoder-decoder has one such layer around each half. Its positions are distances between columns, so in the
+    encoder the prompt stands right before the first real token of its row; the decoder's cross-attention sees the
+    prompt's states, and nothing else of the decoder changes.
     """
 
     def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
         parts = self.active_parts()
         if not parts:
             return self.base_layer(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
-        cache = kwargs.get("past_key_values")
-        past = cache.get_seq_length() if cache is not None else 0
+        if isinstance(parts[0], PromptReader):
+            return self._read(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         embedded = kwargs.pop("inputs_embeds", None)
         if embedded is None:
             embedded = self.base_layer.get_input_embeddings()(input_ids)  # (B, T, D)
+        run = self._encode if self.base_layer.config.is_encoder_decoder else self._run
+        return run(parts, embedded, attention_mask, **kwargs)
+
+    def _run(self, parts: list[Any], embedded: Tensor, attention_mask: Tensor | None, **kwargs: Any) -> Any:
+        cache = kwargs.get("past_key_values")
+        past = cache.get_seq_length() if cache is not None else 0
         B, T, _ = embedded.shape
-        m = sum(p.prompt().shape[0] for p in parts)
+        m = sum(p.tokens for p in parts)
         tokens_past = max(past - m, 0)
         if attention_mask is None:
             attention_mask = torch.ones(B, tokens_past + T, dtype=torch.long, device=embedded.device)
         positions, seen = self._positions(attention_mask, kwargs.pop("position_ids", None), T)
-        for part in parts:
-            embedded = part.correct(embedded, positions, seen).to(embedded.dtype)
         fresh = past == 0
+        embedded = _corrected(parts, embedded, positions, seen)
         if fresh:
-            prompts = [p.prompt().to(embedded.dtype).expand(B, -1, -1) for p in parts]
-            embedded = torch.cat([*prompts, embedded], 1)  # (B, m + T, D)
+            embedded = _in_front(parts, embedded)  # (B, m + T, D)
         if self._takes_positions:
             positions = positions + m
             if fresh:
@@ -527,6 +568,23 @@ class PromptLayer(BridgedLayer):
             out = _cut(out, m)
         return out
 
+    def _encode(self, parts: list[Any], embedded: Tensor, attention_mask: Tensor | None, **kwargs: Any) -> Any:
+        """The encoder half. All m + T states are kept for the decoder."""
+        if attention_mask is None:
+            attention_mask = torch.ones(embedded.shape[:2], dtype=torch.long, device=embedded.device)
+        embedded = _corrected(parts, embedded, positions_from_mask(attention_mask), attention_mask.bool())
+        rows = _in_front(parts, embedded)  # (B, m + T, D)
+        order = _before_first(attention_mask, rows.shape[1])
+        rows = rows.gather(1, order[..., None].expand_as(rows))
+        return self.base_layer(inputs_embeds=rows, attention_mask=_seen(attention_mask, rows.shape[1]), **kwargs)
+
+    def _read(self, **kwargs: Any) -> Any:
+        """The decoder half: the mask over encoder states grows to the states that there are."""
+        states, mask = kwargs.get("encoder_hidden_states"), kwargs.get("encoder_attention_mask")
+        if states is not None and mask is not None:
+            kwargs["encoder_attention_mask"] = _seen(mask, states.shape[1])
+        return self.base_layer(**kwargs)
+
     @property
     def _takes_positions(self) -> bool:
         return "position_ids" in inspect.signature(self.base_layer.forward).parameters
@@ -540,6 +598,33 @@ class PromptLayer(BridgedLayer):
             seen = mask[:, 0].diagonal(dim1=-2, dim2=-1)[:, -T:] == 0
             positions = positions_from_mask(seen)
         return (given if given is not None else positions), seen
+
+
+def _corrected(parts: list[Any], embedded: Tensor, positions: Tensor, seen: Tensor) -> Tensor:
+    with torch.autocast(embedded.device.type, enabled=False):  # rates of prompts need full precision
+        for part in parts:
+            embedded = part.correct(embedded, positions, seen).to(embedded.dtype)
+    return embedded
+
+
+def _in_front(parts: list[Any], embedded: Tensor) -> Tensor:
+    """(B, m + T, D): the prompts of all parts, then the tokens."""
+    with torch.autocast(embedded.device.type, enabled=False):
+        prompts = [p.prompt().to(embedded.dtype).expand(len(embedded), -1, -1) for p in parts]
+    return torch.cat([*prompts, embedded], 1)
+
+
+def _before_first(mask: Tensor, width: int) -> Tensor:
+    """(B, m + T) order that moves m leading columns to right before the first column that (B, T) `mask` counts."""
+    m = width - mask.shape[1]
+    first = mask.long().argmax(1, keepdim=True)  # (B, 1)
+    at = torch.arange(width, device=mask.device)[None]
+    return torch.where(at < first, at + m, torch.where(at < first + m, at - first, at))
+
+
+def _seen(mask: Tensor, width: int) -> Tensor:
+    """The (B, T) mask of `width` columns of which those of the prompt, before the first real token, count."""
+    return F.pad(mask, (width - mask.shape[1], 0), value=1).gather(1, _before_first(mask, width))
 
 
 def _first_position(backbone: nn.Module) -> int:
@@ -574,18 +659,22 @@ class PromptTuner(BridgedTuner):
     """Base of soft-prompt methods. `build(width, table)` returns the part; `table` (V, D) is the embedding table."""
 
     layer_class: ClassVar[type] = PromptLayer
-    kinds: ClassVar[frozenset[str]] = frozenset({"decoder", "encoder"})
 
     def build(self, width: int, table: Tensor) -> PromptPart:
         raise NotImplementedError
 
     def target_modules(self, model: nn.Module) -> list[str]:
-        backbone = anatomy(model).backbone
-        if not backbone:
+        body = anatomy(model)
+        if body.kind == "encoder-decoder":
+            at = f"{body.backbone}." if body.backbone else ""
+            return [f"{at}encoder", f"{at}decoder"]
+        if not body.backbone:
             raise Refusal(f"{self.name} needs a model with a head around a backbone, not a bare {type(model).__name__}")
-        return [backbone]
+        return [body.backbone]
 
     def build_for(self, target: nn.Module, model: nn.Module, name: str) -> nn.Module:
+        if target.config.is_encoder_decoder and target.config.is_decoder:
+            return PromptReader()
         table = target.get_input_embeddings().weight.detach()
         return self.build(table.shape[1], table)
 
@@ -603,6 +692,18 @@ def merged(tuner: Tuner, model: nn.Module) -> nn.Module:
     """The base with what was learned written into its weights: an ordinary model. Raises Refusal."""
     demand(tuner, "merge")
     return model.merge_and_unload()
+
+
+@torch.no_grad()  # as in serving: products may be summed in another order where gradients are recorded
+def folded(tuner: Tuner, model: nn.Module, name: str = "default") -> nn.Module:
+    """Adapter `name` reduced, in place, to the vectors that serving needs. Saved and loaded as before. Raises Refusal."""
+    demand(tuner, "fold")
+    for layer in model.modules():
+        if isinstance(layer, PromptLayer) and isinstance(layer.parts[name], PromptPart):
+            part = layer.parts[name]
+            layer.parts[name] = FoldedPrompt(part.prompt(), part.correction())
+    model.peft_config[name].folded = True
+    return model
 
 
 @contextmanager

@@ -90,6 +90,7 @@ class Tuner(Method):
 TUNER_CAPABILITIES: dict[str, str] = {
     "identity": "starts as the base model exactly",
     "merge": "can be merged into the base and unmerged again",
+    "fold": "what it computes from its own tensors can be folded into plain vectors for serving",
     "off": "can be switched off, which gives the base back exactly",
     "several": "several named adapters live on one base",
     "generate": "cached decoding equals uncached decoding",
