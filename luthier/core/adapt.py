@@ -1,10 +1,12 @@
 """The bridge to peft: a method file that holds only its mathematics becomes a peft tuner type.
 
-A method subclasses one of three bases, by what its part does to the model:
+A method subclasses one of these bases, by what its part does to the model:
 
     ReparamTuner   W' = W + delta_weight()             can be merged                        (on weight matrices)
     ModuleTuner    y' = forward(y, x)                   a module after or beside a block     (on blocks or matrices)
     PromptTuner    prompt rows and input corrections    around the whole backbone
+    AttentionTuner out = forward(attend, q, k, v)       inside attention, head by head          (core/attention.py)
+    CompositeTuner several of these in one adapter
 
 and writes `build(...)`, which returns the part, and `parameter_count`. Registration with peft, wrapping, several named
 adapters, saving and loading as a peft folder, switching off, merging, padding, positions and caches are here, once.
@@ -29,7 +31,7 @@ from peft.utils import register_peft_method
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from luthier.core.anatomy import TASK_HEADS, Anatomy, anatomy, base_transformer, kind_of
+from luthier.core.anatomy import TASK_HEADS, Anatomy, Inside, anatomy, base_transformer, kind_of
 from luthier.core.batch import positions_from_mask
 from luthier.core.method import TUNER_CAPABILITIES, Refusal, Tuner
 
@@ -92,11 +94,25 @@ class BridgedTuner(PeftTuner):
 
     bridge: ClassVar[tuple[type[Any], type[Any]]]
     layer_class: ClassVar[type]
+    model_class: ClassVar[type | None] = None  # BridgedModel, or one that prepares what the model is given
 
     def __init_subclass__(cls, **keywords: Any):
         super().__init_subclass__(**keywords)
-        if cls.__module__ != __name__ and not cls.__module__.rsplit(".", 1)[-1].startswith("_"):
+        if not cls.__module__.startswith("luthier.core.") and not cls.__module__.rsplit(".", 1)[-1].startswith("_"):
             register(cls)
+
+    @classmethod
+    def layer_classes(cls) -> tuple[type, ...]:
+        """Kinds of layers that wrap the targets."""
+        return (cls.layer_class,)
+
+    def layer_class_for(self, model: nn.Module, name: str) -> type:
+        """The kind of layer around target `name`."""
+        return self.layer_class
+
+    def shares(self, model: nn.Module, name: str) -> bool:
+        """Whether the part at target `name` is given what `build_shared` makes."""
+        return type(self).build_shared is not BridgedTuner.build_shared
 
     def target_modules(self, model: nn.Module) -> list[str]:
         """Names of the modules that get a part."""
@@ -193,15 +209,13 @@ def method_of(config: Any) -> BridgedTuner:
 
 
 def _model_class(method: type[BridgedTuner], name: str) -> type:
-    layer = type(
-        f"{method.__name__}Layer",
-        (method.layer_class,),
-        {"parts_name": f"{name}_parts", "adapter_layer_names": (f"{name}_parts",)},
-    )
+    parts = f"{name}_parts"
+    own = type(f"{method.__name__}Layer", (BridgedLayer,), {"parts_name": parts, "adapter_layer_names": (parts,)})
+    layers = {cls: type(f"{method.__name__}Layer", (cls, own), {}) for cls in method.layer_classes()}
     return type(
         f"{method.__name__}Model",
-        (BridgedModel,),
-        {"prefix": f"{name}_", "tuner_layer_cls": layer, "__module__": method.__module__},
+        (method.model_class or BridgedModel,),
+        {"prefix": f"{name}_", "tuner_layer_cls": own, "layer_types": layers, "__module__": method.__module__},
     )
 
 
@@ -210,6 +224,7 @@ class BridgedModel(BaseTuner):
 
     tuner_layer_cls: type[Any]
     target_module_mapping: dict[str, list[str]] = {}
+    layer_types: ClassVar[dict[type, type]] = {}
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
         return peft_config  # targets come from the model's anatomy, which needs the model: see _prepare_model
@@ -229,11 +244,13 @@ class BridgedModel(BaseTuner):
         parameter_name: str | None = None,
     ) -> None:
         method = method_of(peft_config)
-        shared = self._shared(adapter_name) or method.build_shared(self.model)
+        shared = None
+        if method.shares(self.model, current_key):
+            shared = self._shared(adapter_name) or method.build_shared(self.model)
         if isinstance(target, self.tuner_layer_cls):
             target.update_layer(adapter_name, peft_config, method, self.model, current_key, shared)
             return
-        layer = self.tuner_layer_cls(target)
+        layer = self.layer_types[method.layer_class_for(self.model, current_key)](target)
         layer.update_layer(adapter_name, peft_config, method, self.model, current_key, shared)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
@@ -245,8 +262,8 @@ class BridgedModel(BaseTuner):
     def _shared(self, adapter_name: str) -> nn.Module | None:
         """What the parts of an adapter share, from the first part that is there."""
         layers = (m for m in self.model.modules() if isinstance(m, self.tuner_layer_cls) and adapter_name in m.parts)
-        first = next(layers, None)
-        return None if first is None else getattr(first.parts[adapter_name], "shared", None)
+        found = (getattr(layer.parts[adapter_name], "shared", None) for layer in layers)
+        return next((shared for shared in found if shared is not None), None)
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
@@ -345,6 +362,9 @@ class BridgedLayer(nn.Module, BaseTunerLayer):
     def unmerge(self) -> None:
         raise Refusal(f"{type(self).__name__.removesuffix('Layer')} is never merged")
 
+    def fold(self, name: str) -> None:
+        """Adapter `name`'s part reduced to what serving needs; nothing where that is the part itself."""
+
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         return False
 
@@ -411,7 +431,7 @@ class ReparamTuner(BridgedTuner):
         raise NotImplementedError
 
     def target_modules(self, model: nn.Module) -> list[str]:
-        return _found(self, anatomy(model), self.targets)
+        return found_modules(self, anatomy(model), self.targets)
 
     def build_for(self, target: nn.Module, model: nn.Module, name: str) -> nn.Module:
         return self.build(*linear_size(target))
@@ -425,24 +445,60 @@ class ReparamTuner(BridgedTuner):
 
 
 class ModulePart(nn.Module):
-    """A module after (`y`) or beside (`x`) the wrapped one. Both are (B, T, D)."""
+    """A module after (`y`) or beside (`x`) the wrapped one. Both are (B, T, D).
+
+    Around a block, y is what its sublayer gives before the residual is added, x what the sublayer reads: in pre-norm
+    models the normed states, in post-norm models the states themselves.
+    """
 
     def forward(self, y: Tensor, x: Tensor) -> Tensor:
         raise NotImplementedError
 
 
 class ModuleLayer(BridgedLayer):
+    inside: Inside | None = None
+
+    def update_layer(
+        self,
+        adapter_name: str,
+        config: PeftConfig,
+        method: BridgedTuner,
+        model: nn.Module,
+        name: str,
+        shared: nn.Module | None = None,
+    ) -> None:
+        self.inside = anatomy(model).inside.get(name)
+        super().update_layer(adapter_name, config, method, model, name, shared)
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        out = self.base_layer(*args, **kwargs)
         parts = self.active_parts()
         if not parts:
-            return out
+            return self.base_layer(*args, **kwargs)
+        if self.inside is not None:
+            return self._before_residual(parts, args, kwargs)
+        out = self.base_layer(*args, **kwargs)
         x = args[0] if args else kwargs["hidden_states"]
-        y = out[0] if isinstance(out, tuple) else out
-        for part in parts:
-            parameter = next(part.parameters(), y)
-            y = part(y.to(parameter.dtype), x.to(parameter.dtype)).to(y.dtype)  # peft keeps parts in float32
+        y = _through(parts, out[0] if isinstance(out, tuple) else out, x)
         return (y, *out[1:]) if isinstance(out, tuple) else y
+
+    def _before_residual(self, parts: list[nn.Module], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A block that adds its residual itself: parts go to where its sublayer ends, for this one call."""
+        assert self.inside is not None
+        end, place, argument = self.inside
+        x = args[place] if len(args) > place else kwargs[argument]
+        matrix = self.base_layer.get_submodule(end)
+        handle = matrix.register_forward_hook(lambda _, inputs, y: _through(parts, y, x))
+        try:
+            return self.base_layer(*args, **kwargs)
+        finally:
+            handle.remove()
+
+
+def _through(parts: list[nn.Module], y: Tensor, x: Tensor) -> Tensor:
+    for part in parts:
+        parameter = next(part.parameters(), y)
+        y = part(y.to(parameter.dtype), x.to(parameter.dtype)).to(y.dtype)  # peft keeps parts in float32
+    return y
 
 
 class ModuleTuner(BridgedTuner):
@@ -458,7 +514,7 @@ class ModuleTuner(BridgedTuner):
         raise NotImplementedError
 
     def target_modules(self, model: nn.Module) -> list[str]:
-        return _found(self, anatomy(model), self.targets)
+        return found_modules(self, anatomy(model), self.targets)
 
     def build_for(self, target: nn.Module, model: nn.Module, name: str) -> nn.Module:
         width = (
@@ -469,7 +525,57 @@ class ModuleTuner(BridgedTuner):
         return self.build(width)
 
 
-def _found(method: Tuner, body: Anatomy, roles: tuple[str, ...]) -> list[str]:
+# --------------------------------------------------------------------------------------------- composition
+
+
+class CompositeTuner(BridgedTuner):
+    """Base of methods that are several tuners at once: one peft type, one adapter folder.
+
+    `members()` gives the tuners, of family classes, filled in from the method's own fields; `member_layers` the kinds
+    of layers that they use. No two members may wrap the same module, and one may share tensors between its parts.
+    """
+
+    member_layers: ClassVar[tuple[type, ...]]
+
+    def members(self) -> tuple[BridgedTuner, ...]:
+        raise NotImplementedError
+
+    @classmethod
+    def layer_classes(cls) -> tuple[type, ...]:
+        return cls.member_layers
+
+    def at(self, model: nn.Module, name: str) -> BridgedTuner:
+        """The member that target `name` belongs to."""
+        return next(m for m in self.members() if name in m.target_modules(model))
+
+    def layer_class_for(self, model: nn.Module, name: str) -> type:
+        return self.at(model, name).layer_class
+
+    def shares(self, model: nn.Module, name: str) -> bool:
+        return self.at(model, name).shares(model, name)
+
+    def build_shared(self, model: nn.Module) -> nn.Module | None:
+        return next((s for m in self.members() if (s := m.build_shared(model)) is not None), None)
+
+    def trained_copies(self, model: nn.Module) -> list[str]:
+        return [n for m in self.members() for n in m.trained_copies(model)]
+
+    def target_modules(self, model: nn.Module) -> list[str]:
+        names = [n for m in self.members() for n in m.target_modules(model)]
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise Refusal(f"{self.name} would put two parts around '{twice[0]}'")
+        return names
+
+    def build_for(self, target: nn.Module, model: nn.Module, name: str) -> nn.Module:
+        return self.at(model, name).build_for(target, model, name)
+
+    def parameter_count(self, model: nn.Module) -> int:
+        return sum(m.parameter_count(model) for m in self.members())
+
+
+def found_modules(method: Tuner, body: Anatomy, roles: tuple[str, ...]) -> list[str]:
+    """Names of the modules of `roles`. Raises Refusal where the architecture has none."""
     names = body.modules(roles)
     if not names:
         raise Refusal(
@@ -566,6 +672,11 @@ class PromptLayer(BridgedLayer):
             embedded = backbone.get_input_embeddings()(input_ids)  # (B, T, D)
         run = self._encode if self.base_layer.config.is_encoder_decoder else self._run
         return run(parts, embedded, attention_mask, **kwargs)
+
+    def fold(self, name: str) -> None:
+        part = self.parts[name]
+        if isinstance(part, PromptPart):
+            self.parts[name] = FoldedPrompt(part.prompt(), part.correction())
 
     def _run(self, parts: list[Any], embedded: Tensor, attention_mask: Tensor | None, **kwargs: Any) -> Any:
         cache = kwargs.get("past_key_values")
@@ -748,9 +859,8 @@ def folded(tuner: Tuner, model: nn.Module, name: str = "default") -> nn.Module:
     """Adapter `name` reduced, in place, to the vectors that serving needs. Saved and loaded as before. Raises Refusal."""
     demand(tuner, "fold")
     for layer in model.modules():
-        if isinstance(layer, PromptLayer) and isinstance(layer.parts[name], PromptPart):
-            part = layer.parts[name]
-            layer.parts[name] = FoldedPrompt(part.prompt(), part.correction())
+        if isinstance(layer, BridgedLayer) and name in layer.parts:
+            layer.fold(name)
     model.peft_config[name].folded = True
     return model
 
@@ -773,7 +883,13 @@ def add_adapter(tuner: Tuner, model: Any, name: str, task: str, seed: int = 0) -
 
 
 Activation = Callable[[Tensor], Tensor]
-ACTIVATIONS: dict[str, Activation] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu, "tanh": torch.tanh}
+ACTIVATIONS: dict[str, Activation] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+    "identity": lambda x: x,
+}
 
 
 def activation(name: str) -> Activation:

@@ -4,6 +4,7 @@
 
     q k v o            attention matrices of a layer         up gate down   feed-forward matrices (no gate: two matrices)
     attention          the attention block                   feed_forward   the feed-forward block
+    heads              what computes attention head by head  cross_attention  the same, over the encoder's states
     norm               normalisation layers of a block       embedding      token embedding table
     head               output embeddings or task head        final_norm     norm after the last block
 
@@ -39,6 +40,11 @@ class Matrix:
     blocks: tuple[Block, ...] = ()
 
 
+Inside = tuple[str, int, str]
+"""Of a block that adds its residual itself: the matrix where the sublayer ends (its name in the block), and which
+argument, by place and by name, is the sublayer's input."""
+
+
 @dataclass(frozen=True)
 class Layer:
     """One transformer block."""
@@ -57,7 +63,10 @@ class Layer:
 
 @dataclass
 class Anatomy:
-    """Names of a model's parts. `layers` in order from the input, encoder first."""
+    """Names of a model's parts. `layers` in order from the input, encoder first.
+
+    inside  block name -> where its sublayer begins and ends, for blocks that add their residual (post-norm models)
+    """
 
     model_type: str
     kind: str
@@ -67,6 +76,7 @@ class Anatomy:
     head: str | None
     final_norms: list[str]
     width: int
+    inside: dict[str, Inside] = field(default_factory=dict)
     extras: dict[str, Any] = field(default_factory=dict)
 
     def modules(self, roles: list[str] | tuple[str, ...], stack: str | None = None) -> list[str]:
@@ -81,7 +91,7 @@ class Anatomy:
         return found
 
 
-ROLES = ("q", "k", "v", "o", "up", "gate", "down", "attention", "feed_forward", "norm")
+ROLES = ("q", "k", "v", "o", "up", "gate", "down", "attention", "feed_forward", "norm", "heads", "cross_attention")
 
 
 def _names(layer: Layer, role: str) -> list[str]:
@@ -91,6 +101,9 @@ def _names(layer: Layer, role: str) -> list[str]:
         return [layer.feed_forward]
     if role == "norm":
         return list(layer.norms)
+    if role in ("heads", "cross_attention"):
+        query = layer.matrix("q" if role == "heads" else "cross_q")
+        return [query.module.rpartition(".")[0]] if query else []
     if role not in ROLES and not role.startswith("cross_"):
         near = difflib.get_close_matches(role, ROLES, 1)
         raise LuthierError(f"unknown role '{role}'" + (f": did you mean '{near[0]}'?" if near else f": one of {ROLES}"))
@@ -110,6 +123,7 @@ class Layout:
     matrices maps a role to a module name, or to (module name, rows) where `rows(config)` gives the blocks.
     body is the module inside the backbone that the model with a head really calls ("" = the backbone itself).
     stacks maps a stack name to the path of its ModuleList inside the backbone ("" = decoder only models).
+    inside is, for blocks that add their residual themselves, where the sublayer ends and which argument it reads.
     """
 
     stacks: dict[str, str]
@@ -121,6 +135,7 @@ class Layout:
     kind: str = "decoder"
     embedding: str = "embed_tokens"
     body: str = ""
+    inside: dict[str, Inside] = field(default_factory=dict)
     per_stack: dict[str, Layout] = field(default_factory=dict)
 
 
@@ -186,6 +201,7 @@ _BERT = Layout(
     norms=("attention.output.LayerNorm", "output.LayerNorm"),
     kind="encoder",
     embedding="embeddings.word_embeddings",
+    inside={"attention": ("output.dense", 0, "hidden_states"), "output": ("dense", 1, "input_tensor")},
 )  # fmt: skip
 _T5_ENCODER = Layout(
     stacks={"encoder": "encoder.block"},
@@ -338,7 +354,8 @@ def anatomy(model: nn.Module) -> Anatomy:
         )
     prefix = inner.base_model_prefix if getattr(inner, inner.base_model_prefix, None) is not None else ""
     at = f"{prefix}." if prefix else ""
-    names = {n for n, _ in inner.named_modules(remove_duplicate=False)}
+    # names as in the base: what tuners wrapped stays reachable under them
+    names = {n.replace(".base_layer", "") for n, _ in inner.named_modules(remove_duplicate=False)}
     layers: list[Layer] = []
     final = list(layout.final_norms)
     for one in (layout, *layout.per_stack.values()):
@@ -354,7 +371,14 @@ def anatomy(model: nn.Module) -> Anatomy:
         head=_head_name(inner),
         final_norms=[at + n for n in final if at + n in names],
         width=config.hidden_size,
+        inside={f"{layer.name}.{block}": how for layer in layers for block, how in layout.inside.items()},
     )
+
+
+def head_sizes(model: nn.Module) -> tuple[int, int, int]:
+    """(query heads, key and value heads, features of a head)."""
+    q, kv, size = _heads(base_transformer(model).config)
+    return q // size, kv // size, size
 
 
 def _layers(model: nn.Module, config: Any, layout: Layout, stack: str, path: str, names: set[str]) -> list[Layer]:
