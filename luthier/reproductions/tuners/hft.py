@@ -34,8 +34,9 @@ class HalfFineTuning(Experiment):
     facts: ClassVar[int] = 300
     test_rows: ClassVar[int] = 200
     setup = """nano-1m tuned on a sequence task that pretraining never showed, 250 steps of 32 rows, AdamW at 2.5e-3 with linear
-    decay; then 300 pretrained facts and 200 unseen rows of the new task. Pilots with seed 0 (facts kept by full, half, half-reset):
-    at 1.5e-3 0.63, 0.85, 0.77; at 2e-3 0.35, 0.83, 0.68; at 2.5e-3 0.34, 0.81, 0.61; at 3e-3 0.08, 0.77, 0.41. All learned the task."""
+    decay; then 300 pretrained facts and 200 unseen rows of the new task. Pilots with seed 0 (facts kept by full, half,
+    half-reset): at 1.5e-3 0.63, 0.85, 0.77; at 2e-3 0.35, 0.83, 0.68; at 2.5e-3 0.34, 0.81, 0.61; at 3e-3 0.08, 0.77, 0.41.
+    All learned the task."""
 
     def measure(self, seed: int) -> Row:
         base, tokenizer = sandbox.load(self.model)
