@@ -30,7 +30,9 @@ class DecomposedPromptTuning(Experiment):
     setup = """nano-1m; rows of a pretrained sequence task behind a word that says nothing, 200 steps of 32 rows, AdamW at
     0.3 for prompts with linear decay; DePT with 12 rows and the rank that the parameters of 40 rows allow, its correction
     at 1/60 of that rate. Accuracy is that of answer tokens under teacher forcing on 200 unseen rows, mean over the tasks
-    reverse and sort; times are medians of CPU time on one thread."""
+    reverse and sort; times are medians of CPU time on one thread. Pilot, seed 0,
+    reverse alone: 0.999 for the long prompt, 1.000 for DePT at 0.53 of the step time, 0.078 at one rate; frozen 0.570. The
+    rates are the card's; no other was tried."""
 
     def measure(self, seed: int) -> Row:
         base, tokenizer = sandbox.load(self.model)
