@@ -90,6 +90,10 @@ class TrainSettings(_Section):
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999
     adam_epsilon: float = 1e-8
+    adam_correct_bias: bool = Field(
+        True, description="false: first steps too large, as in BERT's first code (a demonstration)"
+    )
+    decay_vectors: bool = Field(True, description="false: no weight decay on biases and norms, as in transformers")
     bf16: bool = False
     fp16: bool = False
     gradient_checkpointing: bool = False

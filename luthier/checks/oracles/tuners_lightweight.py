@@ -7,7 +7,10 @@ import re
 from luthier.checks._models import WORLDS
 from luthier.checks.oracles._tuners import bare_loop, method
 
-TABLES = r"^(model\.embed_tokens|transformer\.wte|bert\.embeddings\.word_embeddings|shared|lm_head|cls\.predictions\.(bias|decoder))\b"
+TABLES = (
+    r"^(model\.embed_tokens|transformer\.wte|bert\.embeddings\.word_embeddings|shared|lm_head|"
+    r"cls\.predictions\.(bias|decoder))\b"
+)
 LAST = r"^(model\.layers|transformer\.h|bert\.encoder\.layer|decoder\.block)\.1\."
 HEAD = r"^classifier\."
 
