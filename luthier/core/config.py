@@ -107,6 +107,7 @@ class TrainSettings(_Section):
     save_strategy: Strategy = "steps"
     save_steps: int = 500
     save_total_limit: int | None = 2
+    save_delta: bool = Field(False, description="write delta/, what moved against the base, in place of model/")
     load_best_model_at_end: bool = False
     metric_for_best_model: str = "eval_loss"
     greater_is_better: bool = False
