@@ -138,6 +138,13 @@ class CompareSettings(_Section):
     seeds: int = 1
 
 
+class StabilitySettings(_Section):
+    """Reliable training of small sets: auto compares a few settings under several seeds and runs the best."""
+
+    mode: Literal["none", "auto"] = "none"
+    seeds: int = Field(3, description="of every setting that is compared")
+
+
 class Recipe(_Section):
     """A whole run."""
 
@@ -150,6 +157,7 @@ class Recipe(_Section):
     train: TrainSettings = Field(default_factory=TrainSettings)
     evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)
     compare: CompareSettings = Field(default_factory=CompareSettings)
+    stability: StabilitySettings = Field(default_factory=StabilitySettings)
     output_dir: str | None = None
     seed: int = 0
 
@@ -257,7 +265,7 @@ def _put(tree: dict[str, Any], dotted: str, value: Any) -> None:
 
 
 def _short(section: str) -> str:
-    return {"model": "model_name_or_path", "data": "train"}.get(section, "name")
+    return {"model": "model_name_or_path", "data": "train", "stability": "mode"}.get(section, "name")
 
 
 def _expand(value: Any) -> Any:
@@ -314,7 +322,7 @@ def recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Mapping[s
     for key, value in (overrides or {}).items():
         _put(tree, _canonical(key), value)
     tree = _expand(tree)
-    for section in ("model", "data", "tuner", "objective", "decoding"):
+    for section in ("model", "data", "tuner", "objective", "decoding", "stability"):
         if isinstance(tree.get(section), str | list):
             tree[section] = {_short(section): tree[section]}
     try:

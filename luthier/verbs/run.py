@@ -76,6 +76,12 @@ def run(
     Raises ConfigError for a recipe that cannot be used and LuthierError for everything else that a user can mend.
     """
     told = config.recipe(recipe, overrides)
+    if told.stability.mode == "auto":
+        from luthier.recipes.stability_kit import StabilityKit
+
+        given = {"resume": resume, "callbacks": callbacks, "quiet": quiet, "bases": bases}
+        kit = StabilityKit(seeds=told.stability.seeds)
+        return kit.run(told.output_dir or _default_folder(told), recipe=told, say=_speaker(quiet), **given)
     resume = resume if resume is not None else told.train.resume_from_checkpoint
     if told.train.torch_threads:
         torch.set_num_threads(told.train.torch_threads)
