@@ -130,7 +130,7 @@ def show(method: Annotated[str, typer.Argument(help="name, or axis/name")]) -> N
 
 @app.command()
 def chat(
-    model: Annotated[str, typer.Argument(help="model, run folder, adapter folder")],
+    model: Annotated[str, typer.Argument(help="model, run, adapter or delta folder")],
     system: Annotated[str | None, typer.Option(help="system prompt")] = None,
     max_new_tokens: int = 256,
 ) -> None:
@@ -143,7 +143,7 @@ def chat(
 @app.command(context_settings=FLAGS)
 def generate(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="model, run folder, adapter folder")],
+    model: Annotated[str, typer.Argument(help="model, run, adapter or delta folder")],
     prompt: Annotated[list[str], typer.Argument(help="one or more prompts; '-' reads lines from standard input")],
     max_new_tokens: int = 64,
     decoding: str = "greedy",
@@ -159,7 +159,7 @@ def generate(
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="model, run folder, adapter folder")],
+    model: Annotated[str, typer.Argument(help="model, run, adapter or delta folder")],
     tasks: Annotated[
         list[str], typer.Argument(help="task files or names, or names of lm-evaluation-harness with --harness")
     ],
@@ -180,11 +180,11 @@ def evaluate(
 
 @app.command()
 def merge(
-    sources: Annotated[list[str], typer.Argument(help="an adapter folder or run; or several model folders to average")],
+    sources: Annotated[list[str], typer.Argument(help="an adapter or delta folder or run; or several model folders to average")],
     output: Annotated[Path, typer.Option("--output", "-o", help="folder of the merged model")],
     weights: Annotated[str, typer.Option(help="for several models: 0.7,0.3")] = "",
 ) -> None:
-    """Put an adapter into the weights, and check that the merged model says the same."""
+    """Put an adapter or a delta into the weights, and check that the merged model says the same."""
     from luthier.verbs.merge import merge as verb
 
     told = [float(w) for w in weights.split(",") if w] or None

@@ -9,7 +9,7 @@ B rows, T tokens, N scored positions, A answers, V vocabulary.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -89,6 +89,17 @@ class Tuner(Method):
     def groups(self, model: nn.Module) -> list[dict[str, Any]] | None:
         """Parameter groups [{"params": [names], "lr_scale": float, ...}] or None for one group."""
         return None
+
+    def first_look(self) -> int:
+        """Rows of the run's own data that `inform` is shown before the first step; 0: none."""
+        return 0
+
+    def inform(self, model: nn.Module, losses: Sequence[Callable[[], Tensor]]) -> Selection | None:
+        """Prune or choose by what rows tell of the untuned, wrapped `model`; a partial tuner returns what moves.
+
+        Each of `losses` computes -log p of one row (its objective's sum), with gradient, dropout off.
+        """
+        raise NotImplementedError
 
     def missing(self, model: nn.Module) -> str:
         """What this model would have to have, in words; empty where it fits. `wrap` refuses the others."""

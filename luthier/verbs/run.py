@@ -17,6 +17,7 @@ from torch import Tensor
 import luthier
 from luthier.core import config, runs
 from luthier.core.config import Recipe
+from luthier.core.delta import save_delta
 from luthier.core.loop import Diverged, Fitted, Interrupted, Loop, LoopCallback, make_accelerator, seed_everything
 from luthier.core.method import LuthierError, Objective, Tuner
 from luthier.core.references import reference_logp
@@ -76,6 +77,12 @@ def run(
     Raises ConfigError for a recipe that cannot be used and LuthierError for everything else that a user can mend.
     """
     told = config.recipe(recipe, overrides)
+    if told.stability.mode == "auto":
+        from luthier.recipes.stability_kit import StabilityKit
+
+        given = {"resume": resume, "callbacks": callbacks, "quiet": quiet, "bases": bases}
+        kit = StabilityKit(seeds=told.stability.seeds)
+        return kit.run(told.output_dir or _default_folder(told), recipe=told, say=_speaker(quiet), **given)
     resume = resume if resume is not None else told.train.resume_from_checkpoint
     if told.train.torch_threads:
         torch.set_num_threads(told.train.torch_threads)
@@ -119,6 +126,11 @@ def prepare(recipe: Recipe, say: Callable[[str], None] = lambda text: None) -> P
     """Model, data, methods and tasks of a recipe; every mistake in it shows here, before anything is trained."""
     tuner, objective = recipe.method("tuners", "tuner"), recipe.method("objectives", "objective")
     recipe.method("decoding", "decoding")
+    if recipe.train.save_delta and tuner.artefact != "model":
+        raise config.ConfigError(
+            f"recipe: train.save_delta is for tuners of the model's own tensors; what '{tuner.name}' saves is small already: "
+            "remove the key"
+        )
     if recipe.data.train is None:
         raise config.ConfigError("recipe: data.train is missing: name a file, a folder, a hub id or sandbox:WORLD")
     task = objective.task if recipe.model.task == "auto" else recipe.model.task
@@ -447,14 +459,17 @@ def _transformers_files(folder: RunFolder, fitted: Fitted, results: dict[str, An
 
 
 def save_model(folder: Path, tuned: Loaded, ready: Prepared) -> dict[str, Any]:
-    """Write `model/` or `adapter/` with tokenizer, template and model card; what it weighs, for the manifest."""
-    kind = ready.tuner.artefact
+    """Write `model/`, `adapter/` or `delta/` with tokenizer, template and model card; what it weighs, for the manifest."""
+    kind = "delta" if ready.recipe.train.save_delta else ready.tuner.artefact
     target = folder / kind
     names = ready.train.report.label_names
 
     def write(part: Path) -> None:
         with calm():
-            tuned.model.save_pretrained(part)
+            if kind == "delta":
+                _write_delta(part, tuned, ready)
+            else:
+                tuned.model.save_pretrained(part)
         tuned.tokenizer.save_pretrained(part)
         if names:
             (part / "labels.json").write_text(json.dumps(names))
@@ -469,7 +484,8 @@ def save_model(folder: Path, tuned: Loaded, ready: Prepared) -> dict[str, Any]:
     scalars = 0
     for file in weights:
         with safe_open(file, "pt") as held:
-            scalars += sum(_numel(held.get_slice(k).get_shape()) for k in held.keys())  # noqa: SIM118
+            names_held = [k for k in held.keys() if not k.endswith("#at")]  # noqa: SIM118  values, not their places
+            scalars += sum(_numel(held.get_slice(k).get_shape()) for k in names_held)
     return {
         "kind": kind,
         "path": kind,
@@ -477,6 +493,16 @@ def save_model(folder: Path, tuned: Loaded, ready: Prepared) -> dict[str, Any]:
         "sha256": runs.hash_files(target),
         "parameters": scalars,
     }
+
+
+def _write_delta(part: Path, tuned: Loaded, ready: Prepared) -> None:
+    """What moved against the base, which is read again: the model that was tuned is no longer it."""
+    told, names = ready.recipe.model, ready.train.report.label_names
+    classes = tuned.model.config.num_labels if tuned.task == "classification" else None
+    base = load(told, tuned.task, classes, names)
+    name = str(Path(base.name).resolve()) if Path(base.name).exists() else base.name
+    about = {"dtype": told.dtype, "tuner": ready.recipe.tuner["name"], "luthier": luthier.__version__}
+    save_delta(part, base.model, tuned.model, name=name, task=tuned.task, new=base.new, **about)
 
 
 def _numel(shape: Sequence[int]) -> int:

@@ -8,8 +8,8 @@ from luthier.checks._models import WORLDS
 from luthier.checks.oracles._tuners import bare_loop, method
 
 TABLES = (
-    r"^(model\.embed_tokens|transformer\.wte|bert\.embeddings\.word_embeddings|shared|lm_head"
-    r"|cls\.predictions\.(bias|decoder))\b"
+    r"^(model\.embed_tokens|transformer\.wte|bert\.embeddings\.word_embeddings|shared|lm_head|"
+    r"cls\.predictions\.(bias|decoder))\b"
 )
 LAST = r"^(model\.layers|transformer\.h|bert\.encoder\.layer|decoder\.block)\.1\."
 HEAD = r"^classifier\."
