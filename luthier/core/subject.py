@@ -229,7 +229,7 @@ class Subject:
     ) -> list[Generation]:
         """The same from and to token ids. Copies of a prompt stay in one batch, so that a sampler tells them apart."""
         self._writes()
-        decoder = self.decoder if self.decoder is not None else _TransformersGreedy()
+        decoder = (self.decoder or _TransformersGreedy()).for_tokenizer(self.tokenizer)
         limits = TextLimits(
             max_new_tokens=max_new_tokens, stop_ids=self.stop_ids, pad_id=self.pad_id,
             seed=self.seed if seed is None else seed, finished=_stop_test(self.tokenizer, stop) if stop else None,

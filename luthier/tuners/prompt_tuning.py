@@ -19,16 +19,8 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from luthier.core.adapt import PromptPart, PromptTuner
-
-
-class SoftPrompt(PromptPart):
-    def __init__(self, rows: Tensor):
-        super().__init__()
-        self.rows = nn.Parameter(rows)
-
-    def prompt(self) -> Tensor:
-        return self.rows
+from luthier.core.adapt import PromptTuner
+from luthier.tuners._prompt import SoftPrompt
 
 
 @dataclass(frozen=True)

@@ -136,8 +136,9 @@ def prepare(recipe: Recipe, say: Callable[[str], None] = lambda text: None) -> P
     _check_rows(rows, objective)
     if rows.chat_template is not None:  # evaluation, serving and the saved model use the template of training
         loaded.tokenizer.chat_template = rows.chat_template
-    objective = objective.for_tokenizer(loaded.tokenizer)
     report = rows.report
+    objective = objective.for_tokenizer(loaded.tokenizer)
+    tuner = tuner.for_data(loaded.tokenizer, report.label_names)
     trained = f"{report.trained_tokens:,} of {report.tokens:,} tokens trained"
     say(f"{report.examples:,} {report.type} rows, {trained if report.trained_tokens else f'{report.tokens:,} tokens'}")
     if report.rejected:
