@@ -19,9 +19,12 @@ from numpy.typing import NDArray
 
 from luthier.core.method import LuthierError
 from luthier.core.subject import Subject, plain_model
-from luthier.evaluation._family import Aggregate, Answers, Item, Scorer, need, weighted_mean
+from luthier.evaluation._family import Aggregate, Answers, Item, Scorer, items_of, need, weighted_mean
 
-__all__ = ["Answers", "Item", "LabelSets", "LuthierError", "NDArray", "Subject", "gold_labels", "head_names", "need"]
+__all__ = [
+    "Answers", "Item", "LabelSets", "LuthierError", "NDArray", "Subject", "gold_labels", "head_names", "labelled_items",
+    "need",
+]  # fmt: skip
 
 
 def gold_labels(items: Sequence[Item]) -> list[tuple[str, ...]]:
@@ -36,6 +39,14 @@ def gold_labels(items: Sequence[Item]) -> list[tuple[str, ...]]:
         several = told if isinstance(told, list | tuple) else [told]
         found.append(tuple(dict.fromkeys(str(label).strip() for label in several)))
     return found
+
+
+def labelled_items(source: Any) -> list[Item]:
+    """Rows that a scorer learns from: rows, or a source that `luthier.data.read` reads."""
+    from luthier.data import read
+
+    given = isinstance(source, list | tuple) and all(isinstance(r, dict) for r in source)
+    return items_of(list(source) if given else list(read(source).rows))
 
 
 def head_names(subject: Subject) -> list[str]:
