@@ -8,7 +8,7 @@
     k        number of neighbours, unless there is a radius
     radius   of the neighbourhood, or none. With nobody in it, no label is said (one label: the most frequent one)
     weights  "uniform" or "distance"; a text at distance 0 is then the only voter
-    metric   "euclidean" or "cosine"
+    distance "euclidean" or "cosine"
 An embedding is the mean final state of a text (core/subject.py): what it costs nothing to read off a model, hence the
 baseline of every trained head. Ties go to the first label in alphabetical order; half of the votes is no label.
 Chance:     always the most frequent label.
@@ -47,7 +47,7 @@ class Neighbours(LabelSets):
     k: int = 5
     radius: float | None = None
     weights: Literal["uniform", "distance"] = "uniform"
-    metric: Literal["euclidean", "cosine"] = "euclidean"
+    distance: Literal["euclidean", "cosine"] = "euclidean"
 
     def __post_init__(self) -> None:
         if self.k < 1 or (self.radius is not None and self.radius < 0):
@@ -71,7 +71,7 @@ class Neighbours(LabelSets):
 
     def distances(self, here: NDArray, there: NDArray) -> NDArray:
         """(n, m) float64."""
-        if self.metric == "cosine":
+        if self.distance == "cosine":
             here, there = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (here, there))
             return np.maximum(1 - here @ there.T, 0.0)
         return np.stack([np.sqrt(((there - x) ** 2).sum(1)) for x in here])

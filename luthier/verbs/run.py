@@ -126,7 +126,7 @@ def prepare(recipe: Recipe, say: Callable[[str], None] = lambda text: None) -> P
         rows = _rows(recipe, _tokenizer(recipe), None)
         _check_rows(rows, objective)
         names = rows.report.label_names
-        loaded = load(recipe.model, task, _labels(rows), names)
+        loaded = load(recipe.model, task, _labels(rows), names, rows.source.problem_type)
     else:
         loaded = load(recipe.model, task)
         if loaded.task not in (task, "seq2seq_lm"):
@@ -452,7 +452,8 @@ def save_model(folder: Path, tuned: Loaded, ready: Prepared) -> dict[str, Any]:
             tuned.model.save_pretrained(part)
         tuned.tokenizer.save_pretrained(part)
         if names:
-            (part / "labels.json").write_text(json.dumps(names))
+            told = {"names": names, "problem_type": ready.train.source.problem_type}
+            (part / "labels.json").write_text(json.dumps(told))
         if kind == "adapter":
             _name_base(part / "adapter_config.json", ready)
         (part / "README.md").write_text(_card(ready), encoding="utf-8")

@@ -41,7 +41,7 @@ def oracle_sklearn() -> None:
         for weights in ("uniform", "distance"):
             for metric in ("euclidean", "cosine"):
                 theirs = KNeighborsClassifier(7, weights=weights, metric=metric, algorithm="brute").fit(x, y)
-                scorer = method(__name__, k=7, weights=weights, metric=metric, train=train)
+                scorer = method(__name__, k=7, weights=weights, distance=metric, train=train)
                 _same(scorer, subject, test, theirs.predict(z), several)
             outside = 0 if several else "most_frequent"
             within = RadiusNeighborsClassifier(radius, weights=weights, outlier_label=outside, algorithm="brute")
