@@ -124,7 +124,7 @@ def check_logp(method: Decoder, world: World) -> None:
 def check_cold(method: Any, world: World) -> None:
     """At temperature 0, and in the limit towards it, the likeliest token is taken."""
     model, limits = world.model(), Limits(max_new_tokens=5, seed=2)
-    wanted = [_greedy(world, model, prompt, 5) for prompt in PROMPTS]
+    wanted = [_greedy(method, world, model, prompt, limits) for prompt in PROMPTS]
     for temperature in (0.0, 1e-4):
         found = [g.ids for g in replace(method, temperature=temperature).generate(model, PROMPTS, limits)]
         require(found == wanted, f"temperature {temperature}: {found}, greedy says {wanted}")
@@ -133,29 +133,46 @@ def check_cold(method: Any, world: World) -> None:
 @when(lambda method: "temperature" not in _options(method) and method.exact)
 def check_likeliest(method: Decoder, world: World) -> None:
     """An exact decoder that does not sample takes the likeliest token."""
-    model = world.model()
-    wanted = [_greedy(world, model, prompt, 5) for prompt in PROMPTS]
-    found = [g.ids for g in method.generate(model, PROMPTS, Limits(max_new_tokens=5))]
+    model, limits = world.model(), Limits(max_new_tokens=5)
+    wanted = [_greedy(method, world, model, prompt, limits) for prompt in PROMPTS]
+    found = [g.ids for g in method.generate(model, PROMPTS, limits)]
     require(found == wanted, f"{found}, greedy says {wanted}")
 
 
 @when(lambda method: not method.exact)
 def check_better_than_greedy(method: Decoder, world: World) -> None:
     """A search that gives up exactness for likelihood finds, over all prompts, at least what greedy decoding finds."""
-    model, n = world.model(), 5
-    found = sum(g.logp for g in method.generate(model, PROMPTS, Limits(max_new_tokens=n)))
+    model, limits = world.model(), Limits(max_new_tokens=5)
+    found = sum(g.logp for g in method.generate(model, PROMPTS, limits))
     greedy = 0.0
     for prompt in PROMPTS:
-        said = _greedy(world, model, prompt, n)
+        said = _greedy(method, world, model, prompt, limits)
         greedy += sum(float(world.logp(model, prompt, said[:t])[token]) for t, token in enumerate(said))
     require(found >= greedy - 1e-3, f"log-probability {found:.3f}, greedy reaches {greedy:.3f}")
 
 
-def _greedy(world: World, model: nn.Module, prompt: Sequence[int], n: int) -> list[int]:
+def _greedy(method: Decoder, world: World, model: nn.Module, prompt: Sequence[int], limits: Limits) -> list[int]:
+    """The likeliest token at a time, of those that the method allows. No stop tokens."""
     said: list[int] = []
-    for _ in range(n):
-        said.append(int(world.logp(model, prompt, said).argmax()))
+    for _ in range(limits.max_new_tokens):
+        logp, may = world.logp(model, prompt, said), method.allowed(said, limits)
+        said.append(int(logp.argmax()) if may is None else max(may, key=lambda t: float(logp[t])))
     return said
+
+
+@when(lambda method: method.allowed([], Limits()) is not None)
+def check_allowed(method: Decoder, world: World) -> None:
+    """A decoder that states what may follow says nothing else, ends where it may, and states it by the text alone."""
+    model, free = world.model(), Limits(max_new_tokens=9, seed=3)
+    stop = next(
+        t for t in range(VOCABULARY - 1, 0, -1) if all(t not in g.ids for g in method.generate(model, PROMPTS, free))
+    )
+    for limits in (free, replace(free, stop_ids=(stop,)), replace(free, stop_ids=(stop,), max_new_tokens=4)):
+        for row, g in enumerate(method.generate(model, PROMPTS, limits)):
+            for t, token in enumerate([*g.ids, stop] if g.stopped else g.ids):
+                may = method.allowed(g.ids[:t], limits)
+                require(may is not None and token in may, f"row {row} says {token} after {g.ids[:t]}; allowed: {may}")
+                require(may == method.allowed(list(g.ids[:t]), limits), "the same text allows different tokens")
 
 
 @samples

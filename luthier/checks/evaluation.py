@@ -72,6 +72,9 @@ class Puppet:
                 torch.full((3, len(CHOICES)), -20.0).index_fill_(1, torch.tensor(self.choose(self._item(text))), 0.0),
             )
 
+    def embeddings(self, texts: Sequence[Any]) -> np.ndarray:
+        return np.eye(len(CHOICES), dtype=np.float32)[[self.choose(self._item(t)) for t in texts]]
+
     def class_probabilities(self, texts: Sequence[Any]) -> np.ndarray:
         self._only("classification")
         if self.outputs == 1:

@@ -266,7 +266,7 @@ class Loop:
     ):
         if not examples:
             raise LuthierError("there is nothing to train on: every row was rejected or the source is empty")
-        self.model, self.tuner, self.objective = model, tuner, objective
+        self.model, self.tuner, self.objective = model, tuner, objective.for_examples(examples)
         self.examples, self.settings, self.seed, self.run, self.stage = examples, settings, seed, run, stage
         self.fresh = fresh
         self.held_out, self.references, self.callbacks = held_out, references, list(callbacks)

@@ -70,10 +70,6 @@ class Tuner(Method):
     artefact: ClassVar[str] = "model"
     learning_rate: ClassVar[float] = 2e-5
 
-    def for_tokenizer(self, tokenizer: Any) -> Self:
-        """The same tuner with what it needs of the tokenizer (the token ids of a text) filled in."""
-        return self
-
     def wrap(self, model: nn.Module, task: str, seed: int = 0) -> nn.Module:
         """Make `model` trainable in this method's way and return the module to train.
 
@@ -85,6 +81,10 @@ class Tuner(Method):
     def parameter_count(self, model: nn.Module) -> int:
         """Trainable scalars that `wrap` gives on `model` (unwrapped), by the closed formula of the paper; no head."""
         raise NotImplementedError
+
+    def for_data(self, tokenizer: Any, label_names: Sequence[str] | None = None) -> Self:
+        """The same tuner with what it needs of the tokenizer and the names of the classes filled in."""
+        return self
 
     def groups(self, model: nn.Module) -> list[dict[str, Any]] | None:
         """Parameter groups [{"params": [names], "lr_scale": float, ...}] or None for one group."""
@@ -175,6 +175,10 @@ class Objective(Method):
         """The same objective with what it needs of the tokenizer (a mask id, say) filled in."""
         return self
 
+    def for_examples(self, examples: Sequence[Example]) -> Self:
+        """The same objective with what it needs to know of all training examples (how often a label occurs, say)."""
+        return self
+
     def weight(self, batch: Batch) -> float:
         """The `Loss.weight` that `compute` will return, known without running the model."""
         raise NotImplementedError
@@ -217,9 +221,20 @@ class RowError(LuthierError):
 
 
 class Decoder(Method):
-    """How tokens are chosen."""
+    """How tokens are chosen.
+
+    exact  whether it takes the likeliest token, or draws from the model's own distribution
+    """
 
     exact: ClassVar[bool] = True
+
+    def for_tokenizer(self, tokenizer: Any) -> Self:
+        """The same decoder with what it needs of the tokenizer (the ids of words, say) filled in."""
+        return self
+
+    def allowed(self, said: Sequence[int], limits: Limits) -> list[int] | None:
+        """Tokens that may follow what a row has said, stop tokens included; None: all. A function of `said` alone."""
+        return None
 
     def generate(self, model: nn.Module, ids: Sequence[Sequence[int]], limits: Limits) -> list[Generation]:
         """Prompts as ragged id lists to one generation each. Rows in a batch equal rows alone."""

@@ -5,6 +5,7 @@
     token_logp          log-probability of each token of a text
     next_token_logp     log-probabilities of what follows a text, (n, V)
     class_probabilities probabilities of a task head, (n, C)
+    embeddings          mean final state over the tokens of a text, (n, D)
 
 Every answer is deterministic, needs no gradient, and is the same (up to float rounding) whatever the batch size:
 items are sorted by length into batches of at most `tokens_per_batch`, and handed back in their own order. The head of
@@ -229,7 +230,7 @@ class Subject:
     ) -> list[Generation]:
         """The same from and to token ids. Copies of a prompt stay in one batch, so that a sampler tells them apart."""
         self._writes()
-        decoder = self.decoder if self.decoder is not None else _TransformersGreedy()
+        decoder = (self.decoder or _TransformersGreedy()).for_tokenizer(self.tokenizer)
         limits = TextLimits(
             max_new_tokens=max_new_tokens, stop_ids=self.stop_ids, pad_id=self.pad_id,
             seed=self.seed if seed is None else seed, finished=_stop_test(self.tokenizer, stop) if stop else None,
@@ -332,6 +333,32 @@ class Subject:
                 for i, p in zip(group, _head_probability(logits, plain_model(self.model).config), strict=True):
                     out[i] = p.cpu().numpy()
         return np.stack(out)  # type: ignore[arg-type]
+
+    def embeddings(self, texts: Sequence[str | tuple[str, str]]) -> np.ndarray:
+        """Final states (n, D) averaged over the tokens of each text; of the encoder, where there are two halves."""
+        pairs = [(t, None) if isinstance(t, str) else tuple(t) for t in texts]
+        rows = [self.tokenizer(a, b, truncation=self.window is not None, max_length=self.window) for a, b in pairs]
+        out: list[np.ndarray | None] = [None] * len(rows)
+        with at_rest(self.model):
+            for group in _buckets([len(r["input_ids"]) for r in rows], self.tokens_per_batch):
+                inputs = self._class_inputs([rows[i] for i in group])
+                mask = inputs["attention_mask"][..., None].float()  # (B, T, 1)
+                mean = (self._states(inputs) * mask).sum(1) / mask.sum(1).clamp(min=1)  # (B, D)
+                for i, row in zip(group, mean.cpu().numpy(), strict=True):
+                    out[i] = row
+        return np.stack(out)  # type: ignore[arg-type]
+
+    def _states(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Final states (B, T, D) of the tokens, without those of a prompt that the model puts in front."""
+        plain = plain_model(self.model)
+        if self.task == "seq2seq_lm":
+            out = plain.get_encoder()(**inputs).last_hidden_state
+        else:
+            with _head_at(
+                plain.get_output_embeddings(), lambda grid: torch.zeros(1, dtype=torch.long, device=grid.device)
+            ):
+                out = self.model(**inputs, output_hidden_states=True).hidden_states[-1]
+        return out[:, -inputs["input_ids"].shape[1] :].float()
 
     # ----------------------------------------------------------------------------------------------- inside
 

@@ -33,6 +33,17 @@ def _known(ids: tuple[int, ...], table: Tensor) -> None:
         )
 
 
+class SoftPrompt(PromptPart):
+    """m free vectors (m, D)."""
+
+    def __init__(self, rows: Tensor):
+        super().__init__()
+        self.rows = nn.Parameter(rows)
+
+    def prompt(self) -> Tensor:
+        return self.rows
+
+
 @dataclass(frozen=True)
 class FoldableTuner(PromptTuner):
     """A prompt that is computed. `folded` is what `core.adapt.folded` sets: the adapter holds plain vectors."""

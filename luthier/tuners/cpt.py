@@ -150,7 +150,7 @@ class CPT(FoldableTuner):
             ids=(2, 11, 12, 40, 3, 13, 14, 41, 3), types=(0, 1, 2, 4, 0, 5, 6, 8, 0), epsilon_input=16, epsilon_format=8
         )
 
-    def for_tokenizer(self, tokenizer: Any) -> Self:
+    def for_data(self, tokenizer: Any, label_names: Sequence[str] | None = None) -> Self:
         if self.ids or not self.examples:
             return self
         ids, types = context(

@@ -19,18 +19,9 @@ from typing import ClassVar, Literal, Self
 
 from torch import Tensor, nn
 
-from luthier.core.adapt import PromptPart, PromptTuner
+from luthier.core.adapt import PromptTuner
 from luthier.core.anatomy import base_transformer
-from luthier.tuners._prompts import start_rows
-
-
-class SoftPrompt(PromptPart):
-    def __init__(self, rows: Tensor):
-        super().__init__()
-        self.rows = nn.Parameter(rows)
-
-    def prompt(self) -> Tensor:
-        return self.rows
+from luthier.tuners._prompts import SoftPrompt, start_rows
 
 
 @dataclass(frozen=True)

@@ -57,12 +57,14 @@ def load(
     task: str = "auto",
     num_labels: int | None = None,
     label_names: list[str] | None = None,
+    problem_type: str | None = None,
 ) -> Loaded:
     """Load `model` for `task`. Raises LuthierError with one line where it cannot be found or read.
 
     `model` may be an embedded name ("nano-1m"), a transformers folder, a llama2.c checkpoint (.bin), a luthier run, a peft
     adapter folder or a delta folder (their base is loaded too) or a hub id. `ModelSettings.adapter` puts an adapter or delta
-    folder on the base that is named there.
+    folder on the base that is named there. The last three describe a new task head; `problem_type` is transformers' word
+    for what its labels are.
     """
     settings = model if isinstance(model, ModelSettings) else ModelSettings(model_name_or_path=str(model))
     task = settings.task if task == "auto" else task
@@ -70,12 +72,12 @@ def load(
     if settings.adapter and is_delta(Path(settings.adapter)):
         return _with_delta(settings, Path(settings.adapter), task)
     if settings.adapter:
-        return _with_adapter(settings, Path(settings.adapter), task, num_labels, label_names)
+        return _with_adapter(settings, Path(settings.adapter), task, num_labels, label_names, problem_type)
     path = _run_output(Path(name).expanduser())
     if (path / "adapter_config.json").exists():
         base = json.loads((path / "adapter_config.json").read_text())["base_model_name_or_path"]
         found = settings.model_copy(update={"model_name_or_path": base, "adapter": str(path)})
-        out = _with_adapter(found, path, task, num_labels, label_names)
+        out = _with_adapter(found, path, task, num_labels, label_names, problem_type)
         out.name = name
         return out
     if is_delta(path):
@@ -85,7 +87,7 @@ def load(
         return out
     if path.suffix == ".bin" and path.is_file():
         return _llama2c(settings, name, path, task)
-    return _plain(settings, name, path, task, num_labels, label_names)
+    return _plain(settings, name, path, task, num_labels, label_names, problem_type)
 
 
 def _llama2c(settings: ModelSettings, name: str, path: Path, task: str) -> Loaded:
@@ -116,8 +118,9 @@ def _run_output(path: Path) -> Path:
 
 
 def _plain(
-    settings: ModelSettings, name: str, path: Path, task: str, num_labels: int | None, label_names: list[str] | None
-) -> Loaded:
+    settings: ModelSettings, name: str, path: Path, task: str, num_labels: int | None, label_names: list[str] | None,
+    problem_type: str | None,
+) -> Loaded:  # fmt: skip
     import torch
     import transformers
     from transformers import AutoConfig, AutoTokenizer
@@ -132,6 +135,8 @@ def _plain(
         extra: dict[str, Any] = {}
         if task == "classification":
             extra["num_labels"] = num_labels or settings.num_labels or getattr(config, "num_labels", 2)
+            if problem_type:
+                extra["problem_type"] = problem_type
             if label_names:
                 extra["id2label"] = dict(enumerate(label_names))
                 extra["label2id"] = {n: i for i, n in enumerate(label_names)}
@@ -183,8 +188,9 @@ def _task_of(config: Any) -> str:
 
 
 def _with_adapter(
-    settings: ModelSettings, adapter: Path, task: str, num_labels: int | None, label_names: list[str] | None
-) -> Loaded:
+    settings: ModelSettings, adapter: Path, task: str, num_labels: int | None, label_names: list[str] | None,
+    problem_type: str | None,
+) -> Loaded:  # fmt: skip
     from peft import PeftModel
 
     import luthier.tuners  # noqa: F401  registers luthier's adapter types
@@ -199,8 +205,8 @@ def _with_adapter(
     if task == "auto" and told.get("task_type") == "SEQ_CLS":
         task = "classification"
     if task == "classification" and num_labels is None:
-        num_labels, label_names = _head_labels(adapter)
-    base = load(settings.model_copy(update={"adapter": None}), task, num_labels, label_names)
+        num_labels, label_names, problem_type = _head_labels(adapter)
+    base = load(settings.model_copy(update={"adapter": None}), task, num_labels, label_names, problem_type)
     try:
         base.model = PeftModel.from_pretrained(base.model, str(adapter), is_trainable=False)
     except (KeyError, RuntimeError, ValueError) as error:
@@ -231,11 +237,11 @@ def _with_delta(settings: ModelSettings, folder: Path, task: str) -> Loaded:
     return out
 
 
-def _head_labels(adapter: Path) -> tuple[int | None, list[str] | None]:
-    """Class names that a run wrote beside its adapter."""
+def _head_labels(adapter: Path) -> tuple[int | None, list[str] | None, str | None]:
+    """Class names, and what kind of labels they are, that a run wrote beside its adapter."""
     file = adapter / "labels.json"
-    names = json.loads(file.read_text()) if file.exists() else None
-    return (len(names), names) if names else (None, None)
+    told = json.loads(file.read_text()) if file.exists() else None
+    return (len(told["names"]), told["names"], told["problem_type"]) if told else (None, None, None)
 
 
 def _first_line(error: Exception) -> str:

@@ -139,7 +139,7 @@ def prepare(recipe: Recipe, say: Callable[[str], None] = lambda text: None) -> P
         rows = _rows(recipe, _tokenizer(recipe), None)
         _check_rows(rows, objective)
         names = rows.report.label_names
-        loaded = load(recipe.model, task, _labels(rows), names)
+        loaded = load(recipe.model, task, _labels(rows), names, rows.source.problem_type)
     else:
         loaded = load(recipe.model, task)
         if loaded.task not in (task, "seq2seq_lm"):
@@ -149,8 +149,9 @@ def prepare(recipe: Recipe, say: Callable[[str], None] = lambda text: None) -> P
     _check_rows(rows, objective)
     if rows.chat_template is not None:  # evaluation, serving and the saved model use the template of training
         loaded.tokenizer.chat_template = rows.chat_template
-    tuner, objective = tuner.for_tokenizer(loaded.tokenizer), objective.for_tokenizer(loaded.tokenizer)
     report = rows.report
+    objective = objective.for_tokenizer(loaded.tokenizer)
+    tuner = tuner.for_data(loaded.tokenizer, report.label_names)
     trained = f"{report.trained_tokens:,} of {report.tokens:,} tokens trained"
     say(f"{report.examples:,} {report.type} rows, {trained if report.trained_tokens else f'{report.tokens:,} tokens'}")
     if report.rejected:
@@ -472,7 +473,8 @@ def save_model(folder: Path, tuned: Loaded, ready: Prepared) -> dict[str, Any]:
                 tuned.model.save_pretrained(part)
         tuned.tokenizer.save_pretrained(part)
         if names:
-            (part / "labels.json").write_text(json.dumps(names))
+            told = {"names": names, "problem_type": ready.train.source.problem_type}
+            (part / "labels.json").write_text(json.dumps(told))
         if kind == "adapter":
             _name_base(part / "adapter_config.json", ready)
         (part / "README.md").write_text(_card(ready), encoding="utf-8")

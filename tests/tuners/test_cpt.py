@@ -175,11 +175,11 @@ def test_context_from_examples() -> None:
     assert context([("a", "b")], Letters(), "{}", "{}", "", "") == ((97, 98), (2, 4))
 
 
-def test_for_tokenizer_fills_in_once() -> None:
-    tuner = CPT(examples=(("a", "b"),)).for_tokenizer(Letters())
+def test_for_data_fills_in_once() -> None:
+    tuner = CPT(examples=(("a", "b"),)).for_data(Letters())
     assert tuner.ids == (97, 98, 10)
-    assert tuner.for_tokenizer(Letters(bos=1)) is tuner
-    assert CPT().for_tokenizer(Letters()) == CPT()
+    assert tuner.for_data(Letters(bos=1)) is tuner
+    assert CPT().for_data(Letters()) == CPT()
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_for_tokenizer_fills_in_once() -> None:
         (lambda: CPT().wrap(LLAMA.base(), "causal_lm"), r"tuner\.examples"),
         (lambda: CPT(ids=(1, 2), types=(1,)), r"tuner\.types has 1 entries for 2"),
         (lambda: CPT(epsilon_input=-1), "negative"),
-        (lambda: CPT(examples=(("a", "b"),), input_template="no place").for_tokenizer(Letters()), "once"),
+        (lambda: CPT(examples=(("a", "b"),), input_template="no place").for_data(Letters()), "once"),
         (lambda: CPT(ids=(999,), types=(2,)).wrap(LLAMA.base(), "causal_lm"), r"tuner\.ids"),
     ],
 )

@@ -129,7 +129,7 @@ def _context(base: Any, tokenizer: Any, table: dict[str, str], symbols: list[str
         examples=tuple((f" {x}", f" {table[x]}") for x in symbols), input_template=f"{NEUTRAL}:{{}} ->", between="\n",
         epsilon_input=epsilon, epsilon_format=0.0,
     )  # fmt: skip
-    return tuner.for_tokenizer(tokenizer)
+    return tuner.for_data(tokenizer)
 
 
 def _accuracy(model: Any, tokenizer: Any, table: dict[str, str], asked: list[str]) -> float:
