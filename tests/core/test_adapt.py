@@ -36,6 +36,11 @@ def test_registered_whichever_is_imported_first(order: str) -> None:
 @pytest.mark.parametrize("architecture", DECODERS)
 def test_off_and_batch_on_more_architectures(name: str, architecture: str) -> None:
     tuner, world = catalog.load("tuners", name).example(), World(architecture, "causal_lm", "decoder")
+    try:
+        battery.wrapped(tuner, world)
+    except Refusal as error:  # a part that this architecture lacks
+        assert "architecture" in str(error)
+        pytest.skip(str(error))
     for check in (battery.check_count, battery.check_off, battery.check_batch, battery.check_padding):
         check(tuner, world)
 
