@@ -49,5 +49,7 @@ class BitFit(PartialTuner):
             elif bias in found:
                 out.whole.add(bias)
         if not (out.whole or out.blocks):
-            raise Refusal(f"bitfit: the matrices {', '.join(self.roles)} of this model have no biases: leave tuner.roles out")
+            raise Refusal(
+                f"bitfit: the matrices {', '.join(self.roles)} of this model have no biases: leave tuner.roles out"
+            )
         return out

@@ -35,6 +35,8 @@ def test_nothing_is_computed_backward_below_the_last_block() -> None:
     first, last = (model.get_submodule(layer.name) for layer in anatomy(model).layers)
     seen = []
     for block in (first, last):
-        block.register_forward_hook(lambda m, a, out: seen.append((out[0] if isinstance(out, tuple) else out).requires_grad))
+        block.register_forward_hook(
+            lambda m, a, out: seen.append((out[0] if isinstance(out, tuple) else out).requires_grad)
+        )
     model(input_ids=torch.arange(5, 12)[None])
     assert seen == [False, True]
