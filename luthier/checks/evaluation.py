@@ -170,9 +170,7 @@ def check_metrics(method: Any, world: World) -> None:
     require(
         all(len(column) == len(items) for column in answers.stats.values()), "a statistic has not one number an item"
     )
-    require(
-        not method.sample or method.sample in answers.stats, f"the sample statistic '{method.sample}' is not told"
-    )
+    require(not method.sample or method.sample in answers.stats, f"the sample statistic '{method.sample}' is not told")
 
 
 def check_oracle_is_best(method: Any, world: World) -> None:

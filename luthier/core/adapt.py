@@ -303,6 +303,7 @@ class BridgedModel(BaseTuner):
 class BridgedLayer(nn.Module, BaseTunerLayer):
     """Keeps the wrapped module and one part per adapter. Attributes of the wrapped module stay reachable."""
 
+    base_layer: Any  # of no one class
     parts_name: ClassVar[str] = ""
     other_param_names: tuple[str, ...] = ()
 
@@ -855,7 +856,7 @@ def merged(tuner: Tuner, model: Any) -> nn.Module:
 
 
 @torch.no_grad()  # as in serving: products may be summed in another order where gradients are recorded
-def folded(tuner: Tuner, model: nn.Module, name: str = "default") -> nn.Module:
+def folded(tuner: Tuner, model: Any, name: str = "default") -> nn.Module:
     """Adapter `name` reduced, in place, to the vectors that serving needs. Saved and loaded as before. Raises Refusal."""
     demand(tuner, "fold")
     for layer in model.modules():

@@ -73,7 +73,8 @@ class AttentionLayer(BridgedLayer):
             self.base_layer.config = config
 
     def fold(self, name: str) -> None:
-        self.parts[name] = self.parts[name].folded()
+        part: Any = self.parts[name]
+        self.parts[name] = part.folded()
 
 
 def _interface(module: nn.Module) -> tuple[Any, Any]:
@@ -85,12 +86,14 @@ def _interface(module: nn.Module) -> tuple[Any, Any]:
 
 
 def _attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
     """What transformers calls: the parts around the implementation that the config names."""
     chosen, parts = module.config.config._attn_implementation, module.config.parts
     if chosen not in IMPLEMENTATIONS:
-        raise Refusal(f"parts inside attention need sdpa or eager, not '{chosen}': model.set_attn_implementation('sdpa')")
+        raise Refusal(
+            f"parts inside attention need sdpa or eager, not '{chosen}': model.set_attn_implementation('sdpa')"
+        )
     table, eager = _interface(module)
     function = table.get_interface(chosen, eager)
     T, bias = query.shape[2], kwargs.pop("position_bias", None)

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from luthier.core.adapt import ModulePart, ModuleTuner, activation, norm_modules
+from luthier.core.anatomy import base_transformer
 from luthier.core.method import LuthierError
 
 
@@ -86,6 +87,7 @@ class AdapterPart(ModulePart):
     def __init__(self, down: nn.Module, up: nn.Module, act: str):
         super().__init__()
         self.down, self.up, self.act = down, up, activation(act)
+        self.shared: Any
         self.register_module("shared", None)
 
     def forward(self, y: Tensor, x: Tensor) -> Tensor:
@@ -111,7 +113,7 @@ class AdapterTuner(ModuleTuner):
 
     def parameter_count(self, model: nn.Module) -> int:
         norms = sum(p.numel() for n in self.trained_copies(model) for p in model.get_submodule(n).parameters())
-        return self.site_count(model.config.hidden_size) * len(self.target_modules(model)) + norms
+        return self.site_count(base_transformer(model).config.hidden_size) * len(self.target_modules(model)) + norms
 
 
 def divides(n: int, width: int, size: int) -> None:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from luthier.core.adapt import ModulePart, ModuleTuner, activation, linear_size, norm_modules
-from luthier.core.anatomy import anatomy, head_sizes
+from luthier.core.anatomy import anatomy, base_transformer, head_sizes
 from luthier.core.attention import Attend, AttentionPart, AttentionTuner
 from luthier.core.method import LuthierError, Refusal
 
@@ -120,7 +120,8 @@ class UnifiedTuner(ModuleTuner):
     def sizes(self, target: nn.Module, model: nn.Module) -> tuple[int, int]:
         """(features read, features changed) at a target."""
         if not _is_matrix(target):
-            return (model.config.hidden_size,) * 2
+            width = base_transformer(model).config.hidden_size
+            return width, width
         inputs, outputs = linear_size(target)
         return (inputs if self.insertion == "parallel" else outputs), outputs
 
@@ -180,11 +181,13 @@ class ReparameterisedPrefix(PrefixPart):
 
     def __init__(self, kind: str, hidden: int, heads: int, size: int):
         AttentionPart.__init__(self)
-        self.register_module("shared", None)  # PrefixNetworks, set by the bridge
+        self.shared: PrefixNetworks | None
+        self.register_module("shared", None)  # set by the bridge
         self.last = nn.Linear(hidden, 2 * heads * size)
         self.kind, self.heads, self.size = kind, heads, size
 
     def prefix(self) -> tuple[Tensor, Tensor]:
+        assert self.shared is not None
         both = self.last(self.shared.hidden(self.kind))  # (l, 2 G d)
         keys, values = both.view(len(both), 2, self.heads, self.size).permute(1, 2, 0, 3)
         return keys, values
@@ -211,7 +214,7 @@ class PrefixTuner(AttentionTuner):
     def build_shared(self, model: nn.Module) -> nn.Module | None:
         if not self.mlp or self.folded:
             return None
-        return PrefixNetworks(prefix_kinds(model), self.length, model.config.hidden_size, self.mlp)
+        return PrefixNetworks(prefix_kinds(model), self.length, base_transformer(model).config.hidden_size, self.mlp)
 
     def build(self, shape: tuple[int, int, int], kind: str) -> PrefixPart:
         _, heads, size = shape
@@ -221,7 +224,7 @@ class PrefixTuner(AttentionTuner):
 
     def parameter_count(self, model: nn.Module) -> int:
         _, heads, size = head_sizes(model)
-        sites, D = len(self.target_modules(model)), model.config.hidden_size
+        sites, D = len(self.target_modules(model)), base_transformer(model).config.hidden_size
         if not self.mlp or self.folded:
             return sites * 2 * self.length * heads * size
         shared = self.length * D + D * self.mlp + self.mlp

@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from luthier.core.adapt import ModulePart, ModuleTuner, activation, linear_size
-from luthier.core.anatomy import anatomy
+from luthier.core.anatomy import anatomy, base_transformer
 from luthier.core.method import LuthierError
 
 SUB_LAYERS = {"o": "q", "down": "up"}
@@ -191,7 +191,7 @@ class Iaa(ModuleTuner):
         return Bottleneck(outputs if self.inside == "sequential" else inputs, self.inside_size, outputs, self.act)
 
     def parameter_count(self, model: nn.Module) -> int:
-        D, r, s = model.config.hidden_size, self.inside_size, self.aside_size
+        D, r, s = base_transformer(model).config.hidden_size, self.inside_size, self.aside_size
         aside = 2 * s * D + s + D
         if self.wiring == "ladder":
             return aside * len(anatomy(model).layers)

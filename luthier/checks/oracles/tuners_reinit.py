@@ -26,7 +26,7 @@ def drawn(world: World, seed: int) -> nn.Module:
             if isinstance(module, nn.Linear):
                 module.weight.normal_(0.0, model.config.initializer_range)
             elif type(module).__name__.endswith("Norm"):
-                module.weight.fill_(1.0)
+                module.get_parameter("weight").fill_(1.0)
             bias = module._parameters.get("bias")
             if bias is not None:
                 bias.zero_()
