@@ -41,7 +41,8 @@ class QualityPerParameter(Experiment):
     test_rows: ClassVar[int] = 200
     setup = """nano-1m tuned on a sequence task that pretraining never showed, 250 steps of 32 rows, AdamW with linear decay, at
     1e-2 for Compacter and the norms alone, 5e-3 for LoRA (q, v, rank 8) and for a bottleneck adapter of 16; token accuracy on
-    200 unseen rows. The rates are those of the methods' example recipes."""
+    200 unseen rows. The rates are those of the methods' example recipes. In a pilot (seed 0) the norms alone reached 0.83, which
+    leaves less room than the margin of the first claim, taken from the card; the share of what they leave was added then."""
 
     def measure(self, seed: int) -> Row:
         base, tokenizer = sandbox.load(self.model)
@@ -70,6 +71,12 @@ class QualityPerParameter(Experiment):
                 "with at most 35 % of LoRA's parameters Compacter reaches 85 % of LoRA's gain over the base",
                 f"compacter {told['compacter']}, lora {told['lora']}, {share:.0%} of its parameters",
                 share <= 0.35 and ours - base >= 0.85 * (lora - base),
+            ),
+            Claim(
+                "of the answer tokens that the norms alone get wrong, Compacter gets at least two thirds right",
+                f"compacter {told['compacter']}, norms {told['norms']}",
+                1 - ours <= (1 - norms) / 3,
+                central=False,
             ),
             Claim(
                 "Compacter is within 10 points of a plain adapter of the same bottleneck",

@@ -39,7 +39,8 @@ class Convergence(Experiment):
     test_rows: ClassVar[int] = 150
     setup = """nano-1m tuned on a sequence task that pretraining never showed, 240 steps of 32 rows, AdamW at 3e-3, constant after
     warm-up, so that every moment of the curve is a result of its own; token accuracy on 150 unseen rows after 60, 120, 180 and
-    240 steps. Parameters are equal within 10 %. The retrieval experiment of the card is not part of this."""
+    240 steps. Parameters are equal within 10 %. In a pilot (seed 0) connected and scattered
+    modules were level at all four moments. The retrieval experiment of the card is not part of this."""
 
     def measure(self, seed: int) -> Row:
         base, tokenizer = sandbox.load(self.model)
