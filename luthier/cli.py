@@ -25,9 +25,7 @@ data_app = typer.Typer(help="Look at rows, masks and lengths before training.", 
 app.add_typer(data_app, name="data")
 
 FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
-RecipeFile = Annotated[
-    Path, typer.Argument(help="YAML recipe; any of its keys is also a flag: --train.learning_rate 1e-4")
-]
+RecipeFile = Annotated[Path, typer.Argument(help="YAML recipe; any of its keys is also a flag: --train.learning_rate 1e-4")]
 
 
 def _overrides(context: typer.Context) -> dict[str, Any]:
@@ -160,9 +158,7 @@ def generate(
 @app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="model, run folder, adapter folder")],
-    tasks: Annotated[
-        list[str], typer.Argument(help="task files or names, or names of lm-evaluation-harness with --harness")
-    ],
+    tasks: Annotated[list[str], typer.Argument(help="task files or names, or names of lm-evaluation-harness with --harness")],
     base: Annotated[str | None, typer.Option(help="another model, compared on the same items")] = None,
     harness: Annotated[bool, typer.Option("--harness", help="tasks of lm-evaluation-harness")] = False,
     limit: int | None = None,
@@ -171,11 +167,7 @@ def evaluate(
     """Measure a model on tasks, alone or against another one."""
     from luthier.verbs.evaluate import evaluate as verb
 
-    print(
-        json.dumps(
-            verb(model, tasks, base=base, harness=harness, limit=limit, output=output), indent=1, ensure_ascii=False
-        )
-    )
+    print(json.dumps(verb(model, tasks, base=base, harness=harness, limit=limit, output=output), indent=1, ensure_ascii=False))
 
 
 @app.command()
@@ -228,9 +220,7 @@ def rescore(
 @app.command()
 def check(
     method: Annotated[str | None, typer.Argument(help="axis, or axis/name; default: everything")] = None,
-    record: Annotated[
-        bool, typer.Option("--record", help="write results/checks.json, from which status is derived")
-    ] = False,
+    record: Annotated[bool, typer.Option("--record", help="write results/checks.json, from which status is derived")] = False,
 ) -> None:
     """Run the common checks of a method's axis on tiny models."""
     import torch
@@ -326,10 +316,7 @@ def _explain(error: Exception) -> int:
     import traceback
 
     traceback.print_exception(error)
-    print(
-        "luthier: this is a defect of luthier, not of your recipe: please report it with the lines above",
-        file=sys.stderr,
-    )
+    print("luthier: this is a defect of luthier, not of your recipe: please report it with the lines above", file=sys.stderr)
     return 1
 
 

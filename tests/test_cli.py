@@ -16,9 +16,7 @@ def _cli(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "luthier.cli", *words], capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize(
-    "words", [("--help",), ("list",), ("list", "--json"), ("list", "--cards", "--json"), ("show", "hft")]
-)
+@pytest.mark.parametrize("words", [("--help",), ("list",), ("list", "--json"), ("list", "--cards", "--json"), ("show", "hft")])
 def test_listing_needs_no_model_library(words: tuple[str, ...]) -> None:
     script = (
         "import sys\nfrom luthier import cli\n"

@@ -562,8 +562,8 @@ class Loop:
         self._record(row)
         self._tell("evaluated", row)
         metric = row.get(self.settings.metric_for_best_model, value)
-        better = self.best is None or (
-            (metric > self.best[0]) == self.settings.greater_is_better and metric != self.best[0]
+        better = (
+            self.best is None or ((metric > self.best[0]) == self.settings.greater_is_better and metric != self.best[0])
         )
         if better:
             name = f"checkpoint-{self.step_index}"

@@ -315,9 +315,7 @@ class Subject:
 
     def _writes(self) -> None:
         if self.task == "classification":
-            raise Refusal(
-                "a classification model gives classes, not text: measure it by a scorer of classes or numbers"
-            )
+            raise Refusal("a classification model gives classes, not text: measure it by a scorer of classes or numbers")
 
     def class_probabilities(self, texts: Sequence[str | tuple[str, str]]) -> np.ndarray:
         """Probabilities (n, C) of a task head; independent ones for several labels, numbers for a regression."""

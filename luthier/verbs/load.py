@@ -171,11 +171,7 @@ def _with_adapter(
 
     import luthier.tuners  # noqa: F401  registers luthier's adapter types
 
-    told = (
-        json.loads((adapter / "adapter_config.json").read_text())
-        if (adapter / "adapter_config.json").exists()
-        else None
-    )
+    told = json.loads((adapter / "adapter_config.json").read_text()) if (adapter / "adapter_config.json").exists() else None
     if told is None:
         raise LuthierError(f"{adapter}: no adapter_config.json: this is not an adapter folder")
     if task == "auto" and told.get("task_type") == "SEQ_CLS":
@@ -228,3 +224,5 @@ def decoder_of(told: dict[str, Any]) -> Any:
     from luthier.core.config import build
 
     return build("decoding", told, "decoding")
+
+

@@ -70,9 +70,7 @@ def merge(
     try:
         merged = loaded.model.merge_and_unload(safe_merge=True)
     except (NotImplementedError, AttributeError) as error:
-        raise Refusal(
-            f"{loaded.name}: this adapter type cannot be merged: ship the base and the adapter folder"
-        ) from error
+        raise Refusal(f"{loaded.name}: this adapter type cannot be merged: ship the base and the adapter folder") from error
     after = Loaded(merged, loaded.tokenizer, loaded.task, str(output), str(output))
     tolerance = 1e-4 if merged.dtype == torch.float32 else 0.1
     difference, same = _compare(before, _say(after, probes))

@@ -30,9 +30,7 @@ class Reproduction:
 
     def text(self) -> str:
         lines = [f"{self.told['method']}: {self.verdict}", self.told["summary"]]
-        lines += [
-            f"  {'holds' if c['holds'] else 'FAILS'}  {c['statement']}  [{c['measured']}]" for c in self.told["claims"]
-        ]
+        lines += [f"  {'holds' if c['holds'] else 'FAILS'}  {c['statement']}  [{c['measured']}]" for c in self.told["claims"]]
         return "\n".join([*lines, f"written: {self.path}"])
 
 
@@ -44,13 +42,9 @@ def experiment(name: str) -> tuple[catalog.Entry, Experiment]:
     except ModuleNotFoundError as error:
         if not (error.name or "").startswith("luthier.reproductions"):
             raise
-        raise LuthierError(
-            f"{one.axis}/{one.name} has no experiment: luthier/reproductions/{one.axis}/{one.name}.py"
-        ) from None
+        raise LuthierError(f"{one.axis}/{one.name} has no experiment: luthier/reproductions/{one.axis}/{one.name}.py") from None
     found = [
-        c
-        for _, c in inspect.getmembers(module, inspect.isclass)
-        if issubclass(c, Experiment) and c.__module__ == module.__name__
+        c for _, c in inspect.getmembers(module, inspect.isclass) if issubclass(c, Experiment) and c.__module__ == module.__name__
     ]
     if len(found) != 1:
         raise LuthierError(f"{module.__name__} must hold exactly one Experiment, it holds {len(found)}")

@@ -322,14 +322,10 @@ def _same_recipe(folder: RunFolder, recipe: Recipe) -> None:
     for section, value in now.items():
         old = before.get(section)
         if isinstance(value, dict) and isinstance(old, dict):
-            value = {
-                k: v for k, v in value.items() if k not in ("resume_from_checkpoint", "torch_threads", "report_to")
-            }
+            value = {k: v for k, v in value.items() if k not in ("resume_from_checkpoint", "torch_threads", "report_to")}
             old = {k: v for k, v in old.items() if k not in ("resume_from_checkpoint", "torch_threads", "report_to")}
         if section not in free and old != value:
-            raise LuthierError(
-                f"{folder.path}: the recipe's '{section}' is not that of the run to resume: {old} is now {value}"
-            )
+            raise LuthierError(f"{folder.path}: the recipe's '{section}' is not that of the run to resume: {old} is now {value}")
 
 
 def _data_row(name: str, rows: Any) -> dict[str, Any]:
