@@ -20,6 +20,7 @@ from typing import ClassVar, Literal, Self
 from torch import Tensor, nn
 
 from luthier.core.adapt import PromptPart, PromptTuner
+from luthier.core.anatomy import anatomy
 from luthier.tuners._prompts import start_rows
 
 
@@ -50,4 +51,4 @@ class PromptTuning(PromptTuner):
         return SoftPrompt(start_rows(table, self.tokens, self.init, self.ids))
 
     def parameter_count(self, model: nn.Module) -> int:
-        return self.tokens * model.config.hidden_size
+        return self.tokens * anatomy(model).width
