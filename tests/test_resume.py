@@ -50,8 +50,12 @@ class _At(LoopCallback):
         {"name": "hft", "reselect": "epoch"},
         {"name": "lora", "r": 4, "dropout": 0.1},
         {"name": "prompt_tuning", "tokens": 3},
+        {"name": "child_tuning"},
+        {"name": "child_tuning", "variant": "task_driven", "rows": 4},
+        {"name": "sparse_adapter", "size": 4, "rows": 4},
+        {"name": "reinit", "decay": 0.5},
     ],
-    ids=lambda t: t["name"],
+    ids=lambda t: "-".join(str(v) for v in t.values() if isinstance(v, str)),
 )
 def test_interrupted_run_resumes_to_the_same_bits(
     recipe: dict[str, Any], tmp_path: Path, tuner: dict[str, Any]
