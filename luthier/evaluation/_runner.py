@@ -18,6 +18,7 @@ in the same interpreter as its tests: it can be kept from harming the machine, b
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -78,7 +79,7 @@ class Verdict:
         return self.status != "syntax"
 
 
-def run(program: str, tests: Sequence[str] = (), limits: RunLimits = RunLimits()) -> Verdict:  # noqa: B008  frozen
+def run(program: str, tests: Sequence[str] = (), limits: RunLimits = RunLimits()) -> Verdict:
     """Run `program`, then each of `tests` (statements, usually an assert) in its names. Raises Refusal."""
     if (why := unavailable()) is not None:
         raise Refusal(f"generated programs are not run here: {why}")
@@ -168,10 +169,8 @@ def _watch(child: subprocess.Popen[bytes], report: int, told: bytes, limits: Run
 
 def _kill(child: subprocess.Popen[bytes]) -> None:
     """The child and whatever is in its process group."""
-    try:
+    with contextlib.suppress(ProcessLookupError):  # everybody may have left already
         os.killpg(child.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass  # everybody has left already
     child.wait()
 
 

@@ -38,9 +38,10 @@ def test_off_and_batch_on_more_architectures(name: str, architecture: str) -> No
     tuner, world = catalog.load("tuners", name).example(), World(architecture, "causal_lm", "decoder")
     try:
         battery.wrapped(tuner, world)
-    except Refusal as error:  # a part that this architecture lacks
-        assert "architecture" in str(error)
-        pytest.skip(str(error))
+    except Refusal as error:
+        if "architecture" not in str(error):
+            raise
+        pytest.skip(str(error))  # it lacks a part
     for check in (battery.check_count, battery.check_off, battery.check_batch, battery.check_padding):
         check(tuner, world)
 

@@ -28,9 +28,13 @@ def oracle_recount() -> None:
         layers = {m[1] for n in out if (m := re.search(r"layers\.(\d+)\.", n))}
         for i in layers:
             mine = {n for n in back if f"layers.{i}." in n}
-            require(sum("self_attn" in n for n in mine) == 2, f"layer {i}: not two of four attention matrices went back")
+            require(
+                sum("self_attn" in n for n in mine) == 2, f"layer {i}: not two of four attention matrices went back"
+            )
             require(sum("layernorm" in n for n in mine) == 1, f"layer {i}: not one of two norms went back")
-        require(sum("mlp" in n for n in back) == 3 * len(layers) // 2, "not half of the feed-forward matrices went back")
+        require(
+            sum("mlp" in n for n in back) == 3 * len(layers) // 2, "not half of the feed-forward matrices went back"
+        )
         require(all("layers." in n for n in back), "something outside the layers went back")
 
 
