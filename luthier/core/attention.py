@@ -90,7 +90,9 @@ def _attention(
     """What transformers calls: the parts around the implementation that the config names."""
     chosen, parts = module.config.config._attn_implementation, module.config.parts
     if chosen not in IMPLEMENTATIONS:
-        raise Refusal(f"parts inside attention need sdpa or eager, not '{chosen}': model.set_attn_implementation('sdpa')")
+        raise Refusal(
+            f"parts inside attention need sdpa or eager, not '{chosen}': model.set_attn_implementation('sdpa')"
+        )
     table, eager = _interface(module)
     function = table.get_interface(chosen, eager)
     T, bias = query.shape[2], kwargs.pop("position_bias", None)
