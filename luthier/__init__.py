@@ -41,7 +41,6 @@ class _WhenPeftIsImported(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> Any:
         if name != "peft":
             return None
-        sys.meta_path.remove(self)
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         if spec is None or spec.loader is None:
             return None
@@ -52,6 +51,8 @@ class _WhenPeftIsImported(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return self.loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
+        if self in sys.meta_path:  # not before: whoever only asks whether peft is installed imports nothing
+            sys.meta_path.remove(self)
         module.__spec__.loader = module.__loader__ = self.loader  # type: ignore[union-attr]
         self.loader.exec_module(module)
         _register()
