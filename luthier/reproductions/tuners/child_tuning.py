@@ -27,8 +27,9 @@ class Children(SmallSets):
     similarity (a number), 30 epochs of batches of 16, AdamW with 10 % warm-up and linear decay; 300 unseen
     rows, accuracy and Pearson correlation. Full fine-tuning and children at 6e-4 and at 1.8e-3 each, since a
     masked step is shorter (what is masked does not move at all); each method is judged at its better rate by
-    the mean over seeds, chosen alike for all. p = 0.3, from the paper's grids. No pilot but a smoke run of 6
-    epochs, in which nothing was learned yet."""
+    the mean over seeds, chosen alike for all. p = 0.3, from the paper's grids. Pilot on seed 0 of an earlier,
+    weaker encoder, at 6e-4, topic and acceptability: full 1.00 and 0.83, task_free 0.51 and 0.76, task_driven
+    0.91 and 0.77."""
 
     def measure(self, seed: int) -> Row:
         out: Row = {}
