@@ -24,7 +24,7 @@ class SmallSets(Experiment):
     test_rows: ClassVar[int] = 300
     batch: ClassVar[int] = 16
     epochs: ClassVar[int] = 30
-    learning_rate: ClassVar[float] = 3e-4
+    learning_rate: ClassVar[float] = 6e-4
     objectives: ClassVar[dict[str, Objective]] = {
         "topic": Classification(), "acceptability": Classification(), "similarity": Regression(),
     }  # fmt: skip
