@@ -54,8 +54,6 @@ class _WhenPeftIsImported(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return self.loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        if self in sys.meta_path:  # not before: whoever only asks whether peft is installed imports nothing
-            sys.meta_path.remove(self)
         module.__spec__.loader = module.__loader__ = self.loader  # type: ignore[union-attr]
         sys.meta_path.remove(self)
         self.loader.exec_module(module)
