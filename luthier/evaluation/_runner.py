@@ -78,7 +78,7 @@ class Verdict:
         return self.status != "syntax"
 
 
-def run(program: str, tests: Sequence[str] = (), limits: RunLimits = RunLimits()) -> Verdict:  # noqa: B008  frozen
+def run(program: str, tests: Sequence[str] = (), limits: RunLimits = RunLimits()) -> Verdict:
     """Run `program`, then each of `tests` (statements, usually an assert) in its names. Raises Refusal."""
     if (why := unavailable()) is not None:
         raise Refusal(f"generated programs are not run here: {why}")
@@ -108,7 +108,7 @@ def _run(program: str, tests: Sequence[str], limits: RunLimits) -> Verdict:
     report, write_end = os.pipe()
     try:
         child = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-B", "-X", "utf8", str(_CHILD), str(write_end)],
+            [sys.executable, "-P", "-s", "-S", "-B", "-X", "utf8", str(_CHILD), str(write_end)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, pass_fds=(write_end,), cwd="/",
             env={"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8"}, start_new_session=True,
         )  # fmt: skip
@@ -159,19 +159,16 @@ def _watch(child: subprocess.Popen[bytes], report: int, told: bytes, limits: Run
                 return texts, "output"
             if len(texts["report"]) > 1 << 20:
                 return texts, "output"
-    try:
-        child.wait(max(0.0, end - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        return texts, "timeout"
+    while os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:  # its pipes are shut already
+        if time.monotonic() >= end:
+            return texts, "timeout"
+        time.sleep(0.002)
     return texts, ""
 
 
 def _kill(child: subprocess.Popen[bytes]) -> None:
-    """The child and whatever is in its process group."""
-    try:
-        os.killpg(child.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass  # everybody has left already
+    """The child and whatever is in its process group; it was not waited for yet, so the number is still its own."""
+    os.killpg(child.pid, signal.SIGKILL)
     child.wait()
 
 
