@@ -1,6 +1,6 @@
 """The inside of `_runner.py`: a script that gives up its rights, then runs a program and its tests.
 
-It is started as a file of its own (python -I -S), reads what to do from its standard input, and reports on the file
+It is started as a file of its own (python -P -s -S), reads what to do from its standard input, and reports on the file
 descriptor that it was given: lines "word step status message", where a step is "program", the number of a test, or "end".
 """
 
@@ -130,4 +130,5 @@ def main():
     os._exit(0)
 
 
-main()
+if __name__ == "__main__":
+    main()

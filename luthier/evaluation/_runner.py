@@ -18,7 +18,6 @@ in the same interpreter as its tests: it can be kept from harming the machine, b
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import platform
@@ -109,7 +108,7 @@ def _run(program: str, tests: Sequence[str], limits: RunLimits) -> Verdict:
     report, write_end = os.pipe()
     try:
         child = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-B", "-X", "utf8", str(_CHILD), str(write_end)],
+            [sys.executable, "-P", "-s", "-S", "-B", "-X", "utf8", str(_CHILD), str(write_end)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, pass_fds=(write_end,), cwd="/",
             env={"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8"}, start_new_session=True,
         )  # fmt: skip
@@ -160,17 +159,16 @@ def _watch(child: subprocess.Popen[bytes], report: int, told: bytes, limits: Run
                 return texts, "output"
             if len(texts["report"]) > 1 << 20:
                 return texts, "output"
-    try:
-        child.wait(max(0.0, end - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        return texts, "timeout"
+    while os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:  # its pipes are shut already
+        if time.monotonic() >= end:
+            return texts, "timeout"
+        time.sleep(0.002)
     return texts, ""
 
 
 def _kill(child: subprocess.Popen[bytes]) -> None:
-    """The child and whatever is in its process group."""
-    with contextlib.suppress(ProcessLookupError):  # everybody may have left already
-        os.killpg(child.pid, signal.SIGKILL)
+    """The child and whatever is in its process group; it was not waited for yet, so the number is still its own."""
+    os.killpg(child.pid, signal.SIGKILL)
     child.wait()
 
 
