@@ -25,7 +25,9 @@ data_app = typer.Typer(help="Look at rows, masks and lengths before training.", 
 app.add_typer(data_app, name="data")
 
 FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
-RecipeFile = Annotated[Path, typer.Argument(help="YAML recipe; any of its keys is also a flag: --train.learning_rate 1e-4")]
+RecipeFile = Annotated[
+    Path, typer.Argument(help="YAML recipe; any of its keys is also a flag: --train.learning_rate 1e-4")
+]
 
 
 def _overrides(context: typer.Context) -> dict[str, Any]:
@@ -128,7 +130,7 @@ def show(method: Annotated[str, typer.Argument(help="name, or axis/name")]) -> N
 
 @app.command()
 def chat(
-    model: Annotated[str, typer.Argument(help="model, run folder, adapter folder")],
+    model: Annotated[str, typer.Argument(help="model, run, adapter or delta folder")],
     system: Annotated[str | None, typer.Option(help="system prompt")] = None,
     max_new_tokens: int = 256,
 ) -> None:
@@ -141,7 +143,7 @@ def chat(
 @app.command(context_settings=FLAGS)
 def generate(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="model, run folder, adapter folder")],
+    model: Annotated[str, typer.Argument(help="model, run, adapter or delta folder")],
     prompt: Annotated[list[str], typer.Argument(help="one or more prompts; '-' reads lines from standard input")],
     max_new_tokens: int = 64,
     decoding: str = "greedy",
@@ -157,8 +159,10 @@ def generate(
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="model, run folder, adapter folder")],
-    tasks: Annotated[list[str], typer.Argument(help="task files or names, or names of lm-evaluation-harness with --harness")],
+    model: Annotated[str, typer.Argument(help="model, run, adapter or delta folder")],
+    tasks: Annotated[
+        list[str], typer.Argument(help="task files or names, or names of lm-evaluation-harness with --harness")
+    ],
     base: Annotated[str | None, typer.Option(help="another model, compared on the same items")] = None,
     harness: Annotated[bool, typer.Option("--harness", help="tasks of lm-evaluation-harness")] = False,
     limit: int | None = None,
@@ -167,16 +171,22 @@ def evaluate(
     """Measure a model on tasks, alone or against another one."""
     from luthier.verbs.evaluate import evaluate as verb
 
-    print(json.dumps(verb(model, tasks, base=base, harness=harness, limit=limit, output=output), indent=1, ensure_ascii=False))
+    print(
+        json.dumps(
+            verb(model, tasks, base=base, harness=harness, limit=limit, output=output), indent=1, ensure_ascii=False
+        )
+    )
 
 
 @app.command()
 def merge(
-    sources: Annotated[list[str], typer.Argument(help="an adapter folder or run; or several model folders to average")],
+    sources: Annotated[
+        list[str], typer.Argument(help="an adapter or delta folder or run; or several model folders to average")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="folder of the merged model")],
     weights: Annotated[str, typer.Option(help="for several models: 0.7,0.3")] = "",
 ) -> None:
-    """Put an adapter into the weights, and check that the merged model says the same."""
+    """Put an adapter or a delta into the weights, and check that the merged model says the same."""
     from luthier.verbs.merge import merge as verb
 
     told = [float(w) for w in weights.split(",") if w] or None
@@ -220,7 +230,9 @@ def rescore(
 @app.command()
 def check(
     method: Annotated[str | None, typer.Argument(help="axis, or axis/name; default: everything")] = None,
-    record: Annotated[bool, typer.Option("--record", help="write results/checks.json, from which status is derived")] = False,
+    record: Annotated[
+        bool, typer.Option("--record", help="write results/checks.json, from which status is derived")
+    ] = False,
 ) -> None:
     """Run the common checks of a method's axis on tiny models."""
     import torch
@@ -316,7 +328,10 @@ def _explain(error: Exception) -> int:
     import traceback
 
     traceback.print_exception(error)
-    print("luthier: this is a defect of luthier, not of your recipe: please report it with the lines above", file=sys.stderr)
+    print(
+        "luthier: this is a defect of luthier, not of your recipe: please report it with the lines above",
+        file=sys.stderr,
+    )
     return 1
 
 

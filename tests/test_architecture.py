@@ -98,7 +98,7 @@ def _literals(file: Path) -> set[tuple[str, int]]:
 
 
 SHARED_WORDS = {"classification", "regression", "text", "labelled", "segments", "choice", "answer", "full", "merge", "skills",
-                "perplexity", "masked_lm"}  # fmt: skip
+                "perplexity", "masked_lm", "prefix"}  # fmt: skip
 """Method names that are also tasks, columns, kinds or capabilities: as words they decide nothing about a method."""
 
 

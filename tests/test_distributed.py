@@ -32,21 +32,30 @@ def _launch(recipe: Path, extra: dict[str, str]) -> None:
     env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **extra}
     words = ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--rdzv_backend", "c10d"]
     words += ["--rdzv_endpoint", "localhost:0", "--module", "luthier.cli", "run", str(recipe), "--quiet"]
-    done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, env=env, check=False, timeout=500)
+    done = subprocess.run(
+        [sys.executable, "-m", *words], capture_output=True, text=True, env=env, check=False, timeout=500
+    )
     assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.mark.parametrize(("tuner", "extra"), [("full", {}), ("lora", {}), ("full", FSDP)], ids=["full", "lora", "fsdp"])
 def test_two_processes_equal_one(recipe: dict[str, Any], tmp_path: Path, tuner: str, extra: dict[str, str]) -> None:
     recipe["tuner"] = {"name": tuner}
-    recipe["train"] |= {"max_steps": 6, "weight_decay": 0.01, "save_strategy": "no" if extra else "steps", "save_steps": 3}
+    recipe["train"] |= {
+        "max_steps": 6,
+        "weight_decay": 0.01,
+        "save_strategy": "no" if extra else "steps",
+        "save_steps": 3,
+    }
     one = luthier.run(recipe, quiet=True, overrides={"output_dir": str(tmp_path / "one")})
     recipe["train"]["per_device_train_batch_size"] = 4
     recipe["output_dir"] = str(tmp_path / "two")
     file = tmp_path / "two.yaml"
     file.write_text(yaml.safe_dump(recipe))
     _launch(file, extra)
-    curves = [[json.loads(line)["loss"] for line in (f / "metrics.jsonl").open()] for f in (one.folder, tmp_path / "two")]
+    curves = [
+        [json.loads(line)["loss"] for line in (f / "metrics.jsonl").open()] for f in (one.folder, tmp_path / "two")
+    ]
     assert curves[0] == pytest.approx(curves[1], abs=1e-5)
     a, b = (load_file(next(f.glob("*/*model.safetensors"))) for f in (one.folder, tmp_path / "two"))
     assert a.keys() == b.keys()

@@ -21,7 +21,9 @@ from luthier.core.logprobs import Scorer
 
 
 def _cli(*words: str, **more: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "luthier.cli", *words], capture_output=True, text=True, check=False, **more)
+    return subprocess.run(
+        [sys.executable, "-m", "luthier.cli", *words], capture_output=True, text=True, check=False, **more
+    )
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -39,7 +41,9 @@ def test_1_three_formats_give_identical_ids_and_masks(tmp_path: Path) -> None:
         ],
     }
     tokenizer = sandbox.tokenizer()
-    made = {n: data.prepare(_write(tmp_path / f"{n}.jsonl", r), tokenizer=tokenizer).examples for n, r in sources.items()}
+    made = {
+        n: data.prepare(_write(tmp_path / f"{n}.jsonl", r), tokenizer=tokenizer).examples for n, r in sources.items()
+    }
     first = [(e.ids, e.counts) for e in made["messages"]]
     assert any(any(c) for _, c in first)
     for name, examples in made.items():
@@ -131,7 +135,9 @@ def test_7_merged_and_adapter_write_the_same(lora_run: Any, tmp_path: Path) -> N
     prompts = ["copy: a b c ->", "Q: What is the age of", "once"]
     check = luthier.merge(lora_run.folder, tmp_path / "merged")
     assert check.passed
-    told = [luthier.generate(str(where), prompts, max_new_tokens=12) for where in (lora_run.folder, tmp_path / "merged")]
+    told = [
+        luthier.generate(str(where), prompts, max_new_tokens=12) for where in (lora_run.folder, tmp_path / "merged")
+    ]
     assert told[0] == told[1]
 
 
@@ -176,7 +182,9 @@ def test_9_harness_tells_base_from_tuned_and_merged_agrees(lora_run: Any, tiny: 
 def test_10_compare_prints_the_same_table_twice(recipe: dict[str, Any], tmp_path: Path) -> None:
     recipe["evaluate"] = {
         "drift": False,
-        "tasks": [{"name": "copy", "scorer": "skills", "world": "sequence", "task": "copy", "n": 10, "max_new_tokens": 12}],
+        "tasks": [
+            {"name": "copy", "scorer": "skills", "world": "sequence", "task": "copy", "n": 10, "max_new_tokens": 12}
+        ],
     }
     told = config.recipe(recipe)
     tables = [

@@ -121,7 +121,9 @@ def plugins(tmp_path: Path) -> dict[str, str]:
 
 
 def _cli(env: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "luthier.cli", *words], capture_output=True, text=True, env=env, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "luthier.cli", *words], capture_output=True, text=True, env=env, check=False
+    )
 
 
 def test_toy_methods_run_and_are_listed(plugins: dict[str, str], recipe: dict[str, Any], tmp_path: Path) -> None:

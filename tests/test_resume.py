@@ -23,7 +23,9 @@ from luthier.core.method import LuthierError
 
 
 def _weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(next(folder.glob("model/model.safetensors"), None) or folder / "adapter" / "adapter_model.safetensors")
+    return load_file(
+        next(folder.glob("model/model.safetensors"), None) or folder / "adapter" / "adapter_model.safetensors"
+    )
 
 
 def _same(a: Path, b: Path) -> bool:
@@ -44,10 +46,20 @@ class _At(LoopCallback):
 
 @pytest.mark.parametrize(
     "tuner",
-    [{"name": "hft", "reselect": "epoch"}, {"name": "lora", "r": 4, "dropout": 0.1}, {"name": "prompt_tuning", "tokens": 3}],
-    ids=lambda t: t["name"],
+    [
+        {"name": "hft", "reselect": "epoch"},
+        {"name": "lora", "r": 4, "dropout": 0.1},
+        {"name": "prompt_tuning", "tokens": 3},
+        {"name": "child_tuning"},
+        {"name": "child_tuning", "variant": "task_driven", "rows": 4},
+        {"name": "sparse_adapter", "size": 4, "rows": 4},
+        {"name": "reinit", "decay": 0.5},
+    ],
+    ids=lambda t: "-".join(str(v) for v in t.values() if isinstance(v, str)),
 )
-def test_interrupted_run_resumes_to_the_same_bits(recipe: dict[str, Any], tmp_path: Path, tuner: dict[str, Any]) -> None:
+def test_interrupted_run_resumes_to_the_same_bits(
+    recipe: dict[str, Any], tmp_path: Path, tuner: dict[str, Any]
+) -> None:
     recipe["tuner"] = tuner
     recipe["data"]["train"] = "sandbox:sequence?task=copy&n=24"  # three steps an epoch: the draw changes during the run
     recipe["train"] |= {"weight_decay": 0.05}
@@ -110,7 +122,9 @@ def test_full_disk_keeps_what_was_saved(recipe: dict[str, Any], monkeypatch: pyt
     assert luthier.run(recipe, quiet=True, resume=True).fitted.steps == 8
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_step(recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_that_is_not_finite_stops_before_the_step(
+    recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from luthier.objectives.sft import SFT
 
     seen: list[int] = []

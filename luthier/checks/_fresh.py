@@ -36,7 +36,7 @@ class Outcome:
 def outcomes() -> dict[tuple[str, str], Outcome]:
     """(tuner, architecture) to what became of it. Runs once."""
     from luthier.checks import _battery
-    from luthier.checks.tuners import moved
+    from luthier.checks.tuners import moved, worlds
 
     transformers.utils.logging.disable_progress_bar()
     out: dict[tuple[str, str], Outcome] = {}
@@ -44,7 +44,7 @@ def outcomes() -> dict[tuple[str, str], Outcome]:
         jobs = []
         for _, name in _battery.pairs("tuners"):
             tuner = _battery.example("tuners", name)
-            for world in (w for w in WORLDS if w.kind in tuner.kinds):
+            for world in worlds(tuner):
                 key = (name, world.architecture)
                 try:
                     with _battery.fixed_random_state():
@@ -61,7 +61,7 @@ def outcomes() -> dict[tuple[str, str], Outcome]:
 
 def _run(folder: Path, jobs: list[list[str]], out: dict[tuple[str, str], Outcome]) -> None:
     for world in WORLDS:
-        world.base().save_pretrained(folder / f"base-{world.architecture}")  # type: ignore[operator]
+        world.base().save_pretrained(folder / f"base-{world.architecture}")
     (folder / "jobs.json").write_text(json.dumps({"threads": torch.get_num_threads(), "jobs": jobs}))
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     done = subprocess.run(

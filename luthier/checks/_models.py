@@ -7,7 +7,7 @@ somewhere, logits differ, and a forgotten bias shows.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, ClassVar
@@ -126,7 +126,7 @@ MORE_ARCHITECTURES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
 
 
 @cache
-def _built(name: str, changes: tuple[tuple[str, Any], ...]) -> nn.Module:
+def _built(name: str, changes: tuple[tuple[str, Any], ...]) -> transformers.PreTrainedModel:
     class_name, _, _, settings = (ARCHITECTURES | MORE_ARCHITECTURES)[name]
     cls = getattr(transformers, class_name)
     with torch.random.fork_rng(devices=[]):
@@ -140,7 +140,7 @@ def _built(name: str, changes: tuple[tuple[str, Any], ...]) -> nn.Module:
     return model.eval()
 
 
-def model_of(name: str, **changes: Any) -> nn.Module:
+def model_of(name: str, **changes: Any) -> transformers.PreTrainedModel:
     """A fresh copy of the tiny model of an architecture, in evaluation mode. `changes` are config settings."""
     return copy.deepcopy(_built(name, tuple(sorted(changes.items()))))
 
@@ -180,11 +180,12 @@ def groups(n: int = 4, answers: int = 2, seed: int = 2) -> tuple[GroupExample, .
 @cache
 def labelled(problem: str = "single_label_classification", n: int = 6, seed: int = 3) -> tuple[LabelledExample, ...]:
     rng = np.random.default_rng(seed)
-    label = {
+    labels: dict[str, Callable[[], int | float | list[float]]] = {
         "single_label_classification": lambda: int(rng.integers(CLASSES)),
         "multi_label_classification": lambda: [float(b) for b in rng.integers(0, 2, CLASSES)],
         "regression": lambda: float(rng.normal()),
-    }[problem]
+    }
+    label = labels[problem]
     return tuple(LabelledExample(row, _words(rng, int(rng.integers(3, 9))), label()) for row in range(n))
 
 
@@ -241,7 +242,7 @@ class World:
     def label(self) -> str:
         return self.architecture
 
-    def base(self, **changes: Any) -> nn.Module:
+    def base(self, **changes: Any) -> transformers.PreTrainedModel:
         return model_of(self.architecture, **changes)
 
     @property

@@ -153,7 +153,7 @@ def check_trained_text(method: DataSource, world: World) -> None:
     for row, example in zip(world.rows(method), world.examples(method)):
         if isinstance(example, GroupExample):
             columns = [("chosen",), ("rejected",)] if "chosen" in row else [("completion",)]
-            parts = list(zip(example.answers, columns, strict=True))
+            parts: list[tuple[list[int], tuple[str, ...]]] = list(zip(example.answers, columns, strict=True))
         elif isinstance(example, SourceTargetExample):
             parts = [(example.target, ("target", "translation"))]
         else:

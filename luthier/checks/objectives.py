@@ -52,7 +52,7 @@ class _Everything(PartialTuner):
 class Plain:
     """A model asked one unpadded sequence at a time, without anything of the core: what oracles see."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: Any):
         self.model = model
 
     def logp(self, ids: Sequence[int]) -> Tensor:
@@ -91,7 +91,7 @@ class World:
     def kind(self) -> type:
         return type(self.examples[0])
 
-    def model(self, reference: bool = False) -> nn.Module:
+    def model(self, reference: bool = False) -> Any:
         """The policy, or another model of the same shape as reference."""
         model = model_of(self.architecture, **dict(self.settings))
         if reference:
@@ -319,7 +319,8 @@ def check_shared_prompt(method: Objective, world: World) -> None:
 @token_level
 def check_zero_gradient(method: Objective, world: World) -> None:
     """No gradient reaches the head from positions that do not count; from those that do, some does."""
-    model, batch, seen = world.model(), world.batch(method), []
+    model, batch = world.model(), world.batch(method)
+    seen: list[Any] = []
 
     def note(_: nn.Module, args: tuple[Tensor, ...]) -> None:
         if args[0].requires_grad:

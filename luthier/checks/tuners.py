@@ -10,6 +10,7 @@ import random
 import tempfile
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from luthier.checks._battery import Check, on, when
 from luthier.checks._compare import VISIBLE, CheckFailed, close, differ, distance, finite, require, same
 from luthier.checks._models import PAD, WORLDS, World
-from luthier.core.adapt import add_adapter, merged, switched_off
+from luthier.core.adapt import add_adapter, folded, merged, switched_off
 from luthier.core.anatomy import TASK_HEADS, base_transformer
 from luthier.core.config import TrainSettings
 from luthier.core.loop import Loop
@@ -28,7 +29,13 @@ STEPS = 4
 
 
 def worlds(method: Tuner) -> list[World]:
-    return [w for w in WORLDS if w.kind in method.kinds]
+    """Architectures that the method can tune: of a kind that it claims, and with the parts that it needs."""
+    return [w for w in WORLDS if w.kind in method.kinds and not _missing(method, w)]
+
+
+@cache
+def _missing(method: Tuner, world: World) -> str:
+    return method.missing(world.base())
 
 
 def claims(capability: str) -> Callable[[Check], Check]:
@@ -49,14 +56,14 @@ headed = on(lambda world: world.task == "classification")
 # ------------------------------------------------------------------------------------------------- helpers
 
 
-def wrapped(method: Tuner, world: World, seed: int = 0) -> nn.Module:
+def wrapped(method: Tuner, world: World, seed: int = 0) -> Any:
     return method.wrap(world.base(), world.task, seed).eval()
 
 
 _KEPT: OrderedDict[tuple[Tuner, World], nn.Module] = OrderedDict()
 
 
-def moved(method: Tuner, world: World) -> nn.Module:
+def moved(method: Tuner, world: World) -> Any:
     """A copy of the model after a few steps. The last ones made are kept."""
     key = (method, world)
     if key not in _KEPT:
@@ -83,7 +90,7 @@ def snapshot(model: nn.Module) -> dict[int, Tensor]:
 
 def own_names(model: nn.Module) -> dict[str, Tensor]:
     """Parameters under the names that they have in the base: those of wrappers are taken out."""
-    out = {}
+    out: dict[str, Tensor] = {}
     for name, parameter in base_transformer(model).named_parameters():
         parts = [p for p in name.split(".") if p not in ("base_layer", "original_module")]
         out[".".join(parts)] = parameter
@@ -230,12 +237,12 @@ def check_repeatable(method: Tuner, world: World) -> None:
     same(world.said(model), world.said(model), "two evaluations")
 
 
-@when(lambda method: len(method.kinds) < len({w.kind for w in WORLDS}))
+@when(lambda method: len(worlds(method)) < len(WORLDS))
 def check_other_kinds_refused(method: Tuner, world: World) -> None:
-    """Model kinds that are not claimed are refused."""
+    """Model kinds that are not claimed, and models without a part that is needed, are refused."""
     for other in WORLDS:
-        if other.kind not in method.kinds:
-            refuses(lambda w=other: method.wrap(w.base(), w.task), f"wrap of an {other.kind} model")
+        if other not in worlds(method):
+            refuses(partial(method.wrap, other.base(), other.task), f"wrap of a {other.label} model")
 
 
 # ----------------------------------------------------------------------------------- off, merge, several
@@ -288,6 +295,27 @@ def check_merge_refused(method: Tuner, world: World) -> None:
     if method.artefact == "adapter":
         refuses(lambda: copy.deepcopy(model).merge_and_unload(), "peft's merge_and_unload")
         refuses(lambda: copy.deepcopy(model).merge_adapter(), "peft's merge_adapter")
+
+
+@claims("fold")
+def check_fold(method: Tuner, world: World) -> None:
+    """Folded for serving it says the same to the last bit, also when saved and loaded; only plain vectors are left."""
+    from peft import PeftModel
+
+    model = moved(method, world)
+    before = world.said(model)
+    same(world.said(folded(method, model)), before, "answers after folding")
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        again = PeftModel.from_pretrained(world.base(), folder).eval()
+    same(world.said(again), before, "answers after folding, saving and loading")
+    same(world.said(folded(method, again)), before, "answers after folding twice")
+
+
+@lacks("fold")
+def check_fold_refused(method: Tuner, world: World) -> None:
+    model = wrapped(method, world)
+    refuses(lambda: folded(method, model), "folding")
 
 
 @claims("several")
@@ -426,7 +454,7 @@ def check_generate(method: Tuner, world: World) -> None:
     close(found[0][1][0], single[1][0], "logits of a prompt decoded in a padded batch and alone")
 
 
-def _greedy(model: nn.Module, prompts: dict[str, Tensor], use_cache: bool) -> tuple[Tensor, Tensor]:
+def _greedy(model: Any, prompts: dict[str, Tensor], use_cache: bool) -> tuple[Tensor, Tensor]:
     out = model.generate(
         **prompts, max_new_tokens=5, min_new_tokens=5, do_sample=False, num_beams=1, use_cache=use_cache,
         output_logits=True, return_dict_in_generate=True, pad_token_id=PAD,
@@ -457,14 +485,16 @@ def check_checkpointing(method: Tuner, world: World) -> None:
         world.loss(model).backward()
         found.append({n: p.grad for n, p in trainable(model).items()})
     for name, gradient in found[0].items():
-        require((gradient is None) == (found[1][name] is None), f"{name}: a gradient in one of two ways only")
-        if gradient is not None:
-            close(found[1][name], gradient, f"gradient of {name} with checkpointing")
+        other = found[1][name]
+        require((gradient is None) == (other is None), f"{name}: a gradient in one of two ways only")
+        if gradient is not None and other is not None:
+            close(other, gradient, f"gradient of {name} with checkpointing")
 
 
 def check_bf16(method: Tuner, world: World) -> None:
     """In bfloat16 forward and backward are finite, and near the numbers of float32."""
-    model = method.wrap(world.base().to(torch.bfloat16), world.task, 0).train()
+    base: Any = world.base()  # transformers decorates `to`, which hides its signature
+    model = method.wrap(base.to(torch.bfloat16), world.task, 0).train()
     loss = world.loss(model)
     finite(loss, "loss in bfloat16")
     loss.backward()

@@ -4,6 +4,7 @@
 
     q k v o            attention matrices of a layer         up gate down   feed-forward matrices (no gate: two matrices)
     attention          the attention block                   feed_forward   the feed-forward block
+    heads              what computes attention head by head  cross_attention  the same, over the encoder's states
     norm               normalisation layers of a block       embedding      token embedding table
     head               output embeddings or task head        final_norm     norm after the last block
 
@@ -17,11 +18,14 @@ import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from luthier.core.method import LuthierError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Block = tuple[int, int, int]
 """(dimension, start, stop) of a tensor."""
@@ -34,6 +38,11 @@ class Matrix:
     role: str
     module: str
     blocks: tuple[Block, ...] = ()
+
+
+Inside = tuple[str, int, str]
+"""Of a block that adds its residual itself: the matrix where the sublayer ends (its name in the block), and which
+argument, by place and by name, is the sublayer's input."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +63,10 @@ class Layer:
 
 @dataclass
 class Anatomy:
-    """Names of a model's parts. `layers` in order from the input, encoder first."""
+    """Names of a model's parts. `layers` in order from the input, encoder first.
+
+    inside  block name -> where its sublayer begins and ends, for blocks that add their residual (post-norm models)
+    """
 
     model_type: str
     kind: str
@@ -64,6 +76,7 @@ class Anatomy:
     head: str | None
     final_norms: list[str]
     width: int
+    inside: dict[str, Inside] = field(default_factory=dict)
     extras: dict[str, Any] = field(default_factory=dict)
 
     def modules(self, roles: list[str] | tuple[str, ...], stack: str | None = None) -> list[str]:
@@ -78,7 +91,7 @@ class Anatomy:
         return found
 
 
-ROLES = ("q", "k", "v", "o", "up", "gate", "down", "attention", "feed_forward", "norm")
+ROLES = ("q", "k", "v", "o", "up", "gate", "down", "attention", "feed_forward", "norm", "heads", "cross_attention")
 
 
 def _names(layer: Layer, role: str) -> list[str]:
@@ -88,6 +101,9 @@ def _names(layer: Layer, role: str) -> list[str]:
         return [layer.feed_forward]
     if role == "norm":
         return list(layer.norms)
+    if role in ("heads", "cross_attention"):
+        query = layer.matrix("q" if role == "heads" else "cross_q")
+        return [query.module.rpartition(".")[0]] if query else []
     if role not in ROLES and not role.startswith("cross_"):
         near = difflib.get_close_matches(role, ROLES, 1)
         raise LuthierError(f"unknown role '{role}'" + (f": did you mean '{near[0]}'?" if near else f": one of {ROLES}"))
@@ -107,6 +123,7 @@ class Layout:
     matrices maps a role to a module name, or to (module name, rows) where `rows(config)` gives the blocks.
     body is the module inside the backbone that the model with a head really calls ("" = the backbone itself).
     stacks maps a stack name to the path of its ModuleList inside the backbone ("" = decoder only models).
+    inside is, for blocks that add their residual themselves, where the sublayer ends and which argument it reads.
     """
 
     stacks: dict[str, str]
@@ -118,6 +135,7 @@ class Layout:
     kind: str = "decoder"
     embedding: str = "embed_tokens"
     body: str = ""
+    inside: dict[str, Inside] = field(default_factory=dict)
     per_stack: dict[str, Layout] = field(default_factory=dict)
 
 
@@ -183,6 +201,7 @@ _BERT = Layout(
     norms=("attention.output.LayerNorm", "output.LayerNorm"),
     kind="encoder",
     embedding="embeddings.word_embeddings",
+    inside={"attention": ("output.dense", 0, "hidden_states"), "output": ("dense", 1, "input_tensor")},
 )  # fmt: skip
 _T5_ENCODER = Layout(
     stacks={"encoder": "encoder.block"},
@@ -295,9 +314,9 @@ def register_layout(model_type: str, layout: Layout) -> None:
 # ------------------------------------------------------------------------------------------------ reading
 
 
-def base_transformer(model: nn.Module) -> nn.Module:
+def base_transformer(model: nn.Module) -> PreTrainedModel:
     """The transformers model inside a PeftModel or accelerate wrapper, or `model` itself."""
-    inner = model
+    inner: Any = model
     while True:
         if hasattr(inner, "get_base_model"):
             inner = inner.get_base_model()
@@ -321,8 +340,8 @@ def kind_of(model: nn.Module) -> str:
 
 def anatomy(model: nn.Module) -> Anatomy:
     """Find the parts of `model`. Raises LuthierError naming the architecture if the registry does not hold it."""
-    model = base_transformer(model)
-    config = model.config
+    inner = base_transformer(model)
+    config: Any = inner.config
     key = config.model_type
     if key in ("t5", "mt5", "umt5"):
         key = "t5-gated" if getattr(config, "is_gated_act", False) else "t5"
@@ -333,25 +352,33 @@ def anatomy(model: nn.Module) -> Anatomy:
         raise LuthierError(
             f"architecture '{key}' is not in luthier's registry{hint}: add it with luthier.core.anatomy.register_layout"
         )
-    prefix = model.base_model_prefix if getattr(model, model.base_model_prefix, None) is not None else ""
+    prefix = inner.base_model_prefix if getattr(inner, inner.base_model_prefix, None) is not None else ""
     at = f"{prefix}." if prefix else ""
-    names = {n for n, _ in model.named_modules(remove_duplicate=False)}
+    # names as in the base: what tuners wrapped stays reachable under them
+    names = {n.replace(".base_layer", "") for n, _ in inner.named_modules(remove_duplicate=False)}
     layers: list[Layer] = []
     final = list(layout.final_norms)
     for one in (layout, *layout.per_stack.values()):
         final += [n for n in one.final_norms if n not in final]
         for stack, path in one.stacks.items():
-            layers += _layers(model, config, one, stack, at + path, names)
+            layers += _layers(inner, config, one, stack, at + path, names)
     return Anatomy(
         model_type=key,
         kind=layout.kind,
         backbone=".".join(p for p in (prefix, layout.body) if p) if prefix else "",
         layers=layers,
-        embedding=_name_of(model, model.get_input_embeddings()) or at + layout.embedding,
-        head=_head_name(model),
+        embedding=_name_of(inner, inner.get_input_embeddings()) or at + layout.embedding,
+        head=_head_name(inner),
         final_norms=[at + n for n in final if at + n in names],
         width=config.hidden_size,
+        inside={f"{layer.name}.{block}": how for layer in layers for block, how in layout.inside.items()},
     )
+
+
+def head_sizes(model: nn.Module) -> tuple[int, int, int]:
+    """(query heads, key and value heads, features of a head)."""
+    q, kv, size = _heads(base_transformer(model).config)
+    return q // size, kv // size, size
 
 
 def _layers(model: nn.Module, config: Any, layout: Layout, stack: str, path: str, names: set[str]) -> list[Layer]:
@@ -376,7 +403,7 @@ def _name_of(model: nn.Module, module: nn.Module | None) -> str | None:
     return next((n for n, m in model.named_modules(remove_duplicate=False) if m is module), None)
 
 
-def _head_name(model: nn.Module) -> str | None:
+def _head_name(model: PreTrainedModel) -> str | None:
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if head is not None:
         return _name_of(model, head)

@@ -126,7 +126,7 @@ class Batch:
         return len(self.rows)
 
     def to(self, device: torch.device | str) -> Batch:
-        moved = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, **moved)
 
     def inputs(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
@@ -142,6 +142,7 @@ class Batch:
         if self.type_ids is not None:
             out["token_type_ids"] = self.type_ids
         if self.decoder_ids is not None:
+            assert self.decoder_mask is not None
             out["decoder_input_ids"] = self.decoder_ids
             out["decoder_attention_mask"] = self.decoder_mask.long()
         return out

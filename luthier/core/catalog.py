@@ -1,14 +1,13 @@
 """The catalogue: a method's name is its file's name, the folder is the list.
 
-Listing reads files, not modules: header, class and literal class attributes come from the syntax tree, so that
-`luthier list` needs no torch. `load` imports one module and takes its single public method class. Status is derived
+Listing reads files, not modules (core/sources.py): header, class and literal class attributes come from the syntax tree,
+so that `luthier list` needs no torch. `load` imports one module and takes its single public method class. Status is derived
 from recorded checks (results/checks.json) and measured results (results/<axis>/<name>.json), and falls back to draft as
 soon as the source that was checked has changed.
 """
 
 from __future__ import annotations
 
-import ast
 import difflib
 import hashlib
 import importlib
@@ -22,9 +21,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from luthier.core.sources import PACKAGE, Sources
+
 AXES = ("data", "tuners", "objectives", "recipes", "decoding", "edits", "evaluation", "analysis")
 STATUSES = ("none", "draft", "checked", "agreed", "contradicted", "reproduced")
-PACKAGE = Path(__file__).parent.parent
 
 
 class UnknownMethod(ValueError):
@@ -87,85 +87,51 @@ def _files(axis: str) -> list[Path]:
 
 
 @cache
-def _parsed(path: Path, stamp: int) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+def _sources() -> Sources:
+    return Sources()
 
 
-def _tree(path: Path) -> ast.Module:
-    return _parsed(path, path.stat().st_mtime_ns)
+def _reached(path: Path) -> list[Path]:
+    """The family files that a file imports, directly or through others of them."""
+    found: dict[str, None] = {}
+    ahead = list(_sources()[path]["family"])
+    while ahead:
+        file = ahead.pop(0)
+        if file not in found and file != str(path):
+            found[file] = None
+            ahead += _sources()[Path(file)]["family"]
+    return [Path(f) for f in found]
 
 
-def _literals(node: ast.ClassDef) -> dict[str, Any]:
-    """Class attributes that are plain literals (frozenset of literals included)."""
+def _inherited(name: str, classes: dict[str, Any]) -> dict[str, Any]:
+    """What a class and those of its bases that are in `classes` tell."""
+    if name not in classes:
+        return {}
     out: dict[str, Any] = {}
-    for item in node.body:
-        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and item.value is not None:
-            name, value = item.target.id, item.value
-        elif isinstance(item, ast.Assign) and isinstance(item.targets[0], ast.Name):
-            name, value = item.targets[0].id, item.value
-        else:
-            continue
-        if (
-            isinstance(value, ast.Call)
-            and isinstance(value.func, ast.Name)
-            and value.func.id == "frozenset"
-            and value.args
-        ):
-            value = value.args[0]
-        try:
-            out[name] = ast.literal_eval(value)
-        except ValueError:
-            continue
-    return out
-
-
-def _bases(node: ast.ClassDef) -> list[str]:
-    return [b.id if isinstance(b, ast.Name) else b.attr for b in node.bases if isinstance(b, ast.Name | ast.Attribute)]
-
-
-@cache
-def _family(folder: Path) -> dict[str, ast.ClassDef]:
-    """Classes in the family files of an axis, by name."""
-    return {
-        node.name: node
-        for f in sorted(folder.glob("_*.py"))
-        for node in _tree(f).body
-        if isinstance(node, ast.ClassDef)
-    }
-
-
-def _inherited(node: ast.ClassDef, folder: Path, local: dict[str, ast.ClassDef]) -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for base in _bases(node):
-        parent = local.get(base) or _family(folder).get(base)
-        if parent is not None:
-            out |= _inherited(parent, folder, local)
-    return out | _literals(node)
-
-
-def _is_method(node: ast.ClassDef) -> bool:
-    """A method class declares a paper; helper classes of the same file do not."""
-    return not node.name.startswith("_") and "paper" in _literals(node)
+    for base in classes[name]["bases"]:
+        out |= _inherited(base, classes) if base != name else {}
+    return out | classes[name]["told"]
 
 
 def read(axis: str, path: Path) -> Entry:
     """The entry of one file. Raises ValueError if it does not hold exactly one method class and a header."""
-    tree = _tree(path)
-    classes = {n.name: n for n in tree.body if isinstance(n, ast.ClassDef)}
-    methods = [n for n in classes.values() if _is_method(n)]
-    header = ast.get_docstring(tree) or ""
+    facts = _sources()[path]
+    classes, header = facts["classes"], facts["header"]
+    # a method class declares a paper; helper classes of the same file do not
+    methods = [n for n, c in classes.items() if not n.startswith("_") and "paper" in c["told"]]
     if len(methods) != 1 or not header:
         raise ValueError(
             f"{path}: one public class with a `paper` and a module docstring is needed, found {len(methods)}"
         )
-    told = _inherited(methods[0], path.parent, classes)
+    family = [_sources()[f]["classes"] for f in _reached(path)]
+    told = _inherited(methods[0], {n: c for some in [*reversed(family), classes] for n, c in some.items()})
     return Entry(
         axis=axis,
         name=path.stem,
         path=path,
         title=header.split("\n", 1)[0].strip(),
         header=header,
-        class_name=methods[0].name,
+        class_name=methods[0],
         paper=told.get("paper", ""),
         cards=tuple(told.get("cards", ())),
         capabilities=tuple(sorted(told.get("capabilities", ()))),
@@ -177,7 +143,9 @@ def entries(axis: str | None = None) -> list[Entry]:
     """All methods, of one axis or of all, by name."""
     if axis is not None and axis not in AXES:
         raise UnknownMethod(_unknown("axis", axis, AXES))
-    return [read(a, f) for a in ([axis] if axis else AXES) for f in _files(a)]
+    found = [read(a, f) for a in ([axis] if axis else AXES) for f in _files(a)]
+    _sources().keep()
+    return found
 
 
 def _unknown(what: str, name: str, valid: Any) -> str:
@@ -207,7 +175,7 @@ def find(name: str) -> Entry:
     raise UnknownMethod(_unknown("method", name, {f.stem for a in AXES for f in _files(a)}))
 
 
-def load(axis: str, name: str) -> type:
+def load(axis: str, name: str) -> type[Any]:
     """The method's class; imports its module only."""
     one = entry(axis, name)
     return getattr(_module(one), one.class_name)
@@ -242,21 +210,18 @@ def import_axis(axis: str) -> None:
 
 
 def source_hash(one: Entry) -> str:
-    """Hash of what a recorded check vouches for: the method's file, its family files and the checks of its axis.
+    """Hash of what a recorded check vouches for: the method's file, the checks of its axis, and the family files of an
+    axis that either imports.
 
     The core is left out: the test suite runs every check against it on each change.
     """
-    files = [one.path, *sorted(one.path.parent.glob("_*.py")), PACKAGE / "checks" / f"{one.axis}.py"]
+    checks = PACKAGE / "checks" / f"{one.axis}.py"
+    told = [one.path, *([checks] if checks.exists() else [])]
+    family = {f for file in told for f in _reached(file) if f.parent.name in AXES}
     digest = hashlib.sha256()
-    for file in files:
-        if file.exists():
-            digest.update(_digest(file, file.stat().st_mtime_ns))
+    for file in [*told, *sorted(family)]:
+        digest.update(_sources()[file]["digest"].encode())
     return digest.hexdigest()[:16]
-
-
-@cache
-def _digest(file: Path, stamp: int) -> bytes:
-    return hashlib.sha256(file.read_bytes()).digest()
 
 
 @cache
@@ -265,10 +230,14 @@ def _recorded(stamp: int) -> dict[str, Any]:
     return json.loads(file.read_text()) if file.exists() else {}
 
 
+def _last_record(one: Entry) -> dict[str, Any] | None:
+    file = results_folder() / "checks.json"
+    return _recorded(file.stat().st_mtime_ns if file.exists() else 0).get(f"{one.axis}/{one.name}")
+
+
 def checks_record(one: Entry) -> dict[str, Any] | None:
     """The recorded run of the common checks for this very source, or None."""
-    file = results_folder() / "checks.json"
-    record = _recorded(file.stat().st_mtime_ns if file.exists() else 0).get(f"{one.axis}/{one.name}")
+    record = _last_record(one)
     return record if record and record["source"] == source_hash(one) else None
 
 
@@ -277,10 +246,13 @@ def result_file(one: Entry) -> Path:
 
 
 def status(one: Entry) -> dict[str, Any]:
-    """{"status", "checks_run", "checks_expected", "oracles"} derived from the records."""
-    record = checks_record(one)
+    """{"status", "checks_run", "checks_expected", "oracles"} derived from the records.
+
+    Of a source that changed since its checks were recorded no check counts, out of as many as there were then.
+    """
+    record, last = checks_record(one), _last_record(one)
     run = len(record["passed"]) if record else 0
-    expected = record["expected"] if record else 0
+    expected = last["expected"] if last else 0
     oracles = record.get("oracles", []) if record else []
     out = {"status": "draft", "checks_run": run, "checks_expected": expected, "oracles": oracles}
     if one.known_failures or record is None or run < expected or record.get("failed"):
@@ -299,7 +271,7 @@ def status(one: Entry) -> dict[str, Any]:
 
 def listing(axis: str | None = None) -> list[dict[str, Any]]:
     """What `luthier list --json` prints."""
-    return [
+    rows = [
         {
             "axis": e.axis,
             "name": e.name,
@@ -311,6 +283,8 @@ def listing(axis: str | None = None) -> list[dict[str, Any]]:
         }
         for e in entries(axis)
     ]
+    _sources().keep()
+    return rows
 
 
 def cards() -> list[dict[str, Any]]:

@@ -90,6 +90,10 @@ class TrainSettings(_Section):
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999
     adam_epsilon: float = 1e-8
+    adam_correct_bias: bool = Field(
+        True, description="false: first steps too large, as in BERT's first code (a demonstration)"
+    )
+    decay_vectors: bool = Field(True, description="false: no weight decay on biases and norms, as in transformers")
     bf16: bool = False
     fp16: bool = False
     gradient_checkpointing: bool = False
@@ -103,6 +107,7 @@ class TrainSettings(_Section):
     save_strategy: Strategy = "steps"
     save_steps: int = 500
     save_total_limit: int | None = 2
+    save_delta: bool = Field(False, description="write delta/, what moved against the base, in place of model/")
     load_best_model_at_end: bool = False
     metric_for_best_model: str = "eval_loss"
     greater_is_better: bool = False
@@ -133,6 +138,13 @@ class CompareSettings(_Section):
     seeds: int = 1
 
 
+class StabilitySettings(_Section):
+    """Reliable training of small sets: auto compares a few settings under several seeds and runs the best."""
+
+    mode: Literal["none", "auto"] = "none"
+    seeds: int = Field(3, description="of every setting that is compared")
+
+
 class Recipe(_Section):
     """A whole run."""
 
@@ -145,6 +157,7 @@ class Recipe(_Section):
     train: TrainSettings = Field(default_factory=TrainSettings)
     evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)
     compare: CompareSettings = Field(default_factory=CompareSettings)
+    stability: StabilitySettings = Field(default_factory=StabilitySettings)
     output_dir: str | None = None
     seed: int = 0
 
@@ -227,7 +240,8 @@ ALIASES = {
     "truncation_mode": "data.truncation_mode", "chat_template_path": "data.chat_template_path",
     "lora_r": "tuner.r", "lora_rank": "tuner.r", "lora_alpha": "tuner.alpha", "lora_dropout": "tuner.dropout",
     "beta": "objective.beta", "label_smoothing": "objective.label_smoothing", "run_name": "name",
-    "evaluation_strategy": "train.eval_strategy",
+    "evaluation_strategy": "train.eval_strategy", "lr": "train.learning_rate", "num_epochs": "train.num_train_epochs",
+    "micro_batch_size": "train.per_device_train_batch_size",
 }  # fmt: skip
 
 
@@ -252,7 +266,7 @@ def _put(tree: dict[str, Any], dotted: str, value: Any) -> None:
 
 
 def _short(section: str) -> str:
-    return {"model": "model_name_or_path", "data": "train"}.get(section, "name")
+    return {"model": "model_name_or_path", "data": "train", "stability": "mode"}.get(section, "name")
 
 
 def _expand(value: Any) -> Any:
@@ -309,7 +323,7 @@ def recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Mapping[s
     for key, value in (overrides or {}).items():
         _put(tree, _canonical(key), value)
     tree = _expand(tree)
-    for section in ("model", "data", "tuner", "objective", "decoding"):
+    for section in ("model", "data", "tuner", "objective", "decoding", "stability"):
         if isinstance(tree.get(section), str | list):
             tree[section] = {_short(section): tree[section]}
     try:

@@ -61,9 +61,7 @@ def size(model: nn.Module, matrix: Matrix) -> int:
     return rows * (weight.numel() // weight.shape[matrix.blocks[0][0]])
 
 
-def rebalance(
-    model: nn.Module, body: Anatomy, drawn: list[Matrix], share: float, rng: random.Random
-) -> list[Matrix]:
+def rebalance(model: nn.Module, body: Anatomy, drawn: list[Matrix], share: float, rng: random.Random) -> list[Matrix]:
     """Add or drop single matrices while that brings the drawn parameters nearer to `share` of the body's."""
     pool = [m for layer in body.layers for m in (*layer.matrices, *(Matrix("norm", n) for n in layer.norms))]
     sizes = {m: size(model, m) for m in pool}

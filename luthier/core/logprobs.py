@@ -173,7 +173,7 @@ class Scorer:
 
     def __init__(self, model: nn.Module, plain: nn.Module | None = None, chunk: int | None = None):
         self.model = model
-        self.plain = plain if plain is not None else model
+        self.plain: Any = plain if plain is not None else model
         self.chunk = chunk
         self._linear: bool | None = None
 
@@ -193,6 +193,7 @@ class Scorer:
     def token_logp(self, batch: Batch) -> Tensor:
         """Log-probability (N,) of each scored token."""
         head, source, target = self.head, batch.source, batch.target
+        assert source is not None and target is not None
         own = head.forward
 
         def scored(hidden: Tensor) -> Tensor:  # (B, T, D)
@@ -217,6 +218,7 @@ class Scorer:
     def answer_logp(self, batch: Batch) -> Tensor:
         """Summed log-probability (A,) of each answer."""
         logp = self.token_logp(batch)
+        assert batch.owner is not None
         return torch.zeros(batch.answers, dtype=logp.dtype, device=logp.device).index_add_(0, batch.owner, logp)
 
     def class_logits(self, batch: Batch) -> Tensor:

@@ -49,7 +49,7 @@ from luthier.core.config import TrainSettings
 from luthier.core.logprobs import Scorer
 from luthier.core.method import Loss, LuthierError, Objective, PartialTuner, Tuner
 from luthier.core.runs import RunFolder
-from luthier.core.trainable import BlockGuard
+from luthier.core.trainable import BlockGuard, Selection
 
 
 class Diverged(LuthierError):
@@ -167,6 +167,24 @@ def _sharing_pays(examples: Sequence[GroupExample]) -> bool:
 # ---------------------------------------------------------------------------------------------- optimisers
 
 
+class UncorrectedAdamW(torch.optim.AdamW):
+    """AdamW without bias correction, as in BERT's first code: early steps are up to sqrt(10) times as large.
+
+    A step count at which 1 - beta^t is exactly 1 switches both corrections off and leaves the rest to torch.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        for parameter in (p for g in self.param_groups for p in g["params"] if p.grad is not None):
+            if not self.state[parameter]:
+                self.state[parameter] = {
+                    "step": torch.tensor(1e9, device=parameter.device),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+        return super().step(closure)
+
+
 def make_optimizer(groups: list[dict[str, Any]], settings: TrainSettings) -> torch.optim.Optimizer:
     """An optimiser over parameter groups that carry their own `lr`."""
     if settings.optim == "sgd":
@@ -176,7 +194,7 @@ def make_optimizer(groups: list[dict[str, Any]], settings: TrainSettings) -> tor
 
         return Adafactor(groups, lr=1.0, relative_step=False, scale_parameter=False, weight_decay=settings.weight_decay)
     floats = all(p.is_floating_point() for g in groups for p in g["params"])
-    return torch.optim.AdamW(
+    return (torch.optim.AdamW if settings.adam_correct_bias else UncorrectedAdamW)(
         groups,
         lr=1.0,
         betas=(settings.adam_beta1, settings.adam_beta2),
@@ -201,6 +219,10 @@ def rate(step: int, total: int, settings: TrainSettings) -> float:
 
 
 # ----------------------------------------------------------------------------------------------------- loop
+
+
+UNSHARDED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+"""Ways to run in which every process holds the whole model and its whole optimiser."""
 
 
 @dataclass
@@ -268,6 +290,7 @@ class Loop:
         self.guard: BlockGuard | None = None
         self.tokens = self.padded = 0
         self.seconds = 0.0
+        self.optimizer: torch.optim.Optimizer
 
     # set-up -------------------------------------------------------------------------------------------
 
@@ -281,14 +304,37 @@ class Loop:
             "epoch": f"{self.seed}/{self.stage}/{epoch}",
             "never": f"{self.seed}",
         }
-        selection = self.tuner.select(self.plain, random.Random(key[mode]))
-        keep_heads = task_head_names(self.plain)
-        selection.whole |= keep_heads
-        selection.apply(self.plain)
+        self._hold(self.tuner.select(self.plain, random.Random(key[mode])))
+
+    def _hold(self, selection: Selection) -> None:
+        """Make `selection`, and a task head with it, what moves."""
+        selection.add_heads(self.plain)
         if self.guard is not None:
             self.guard.release()
-        self.guard = selection.guard(self.plain) if selection.blocks else None
+        selection.apply(self.plain)
+        self.guard = selection.guard(self.plain) if selection.partly else None
         self.selection = selection
+
+    def _inform(self) -> None:
+        """Tuners that prune or choose by data look at some rows once, before anything has moved.
+
+        The rows are the same in every process and after resuming, and so is what follows from them.
+        """
+        count = min(self.tuner.first_look(), len(self.examples))
+        if not count:
+            return
+        rows = random.Random(f"{self.seed}/look").sample(range(len(self.examples)), count)
+        scorer, device = Scorer(self.plain), next(self.plain.parameters()).device
+
+        def loss_of(row: int) -> Callable[[], Tensor]:
+            return lambda: self.objective.compute(scorer, self._batch([row], 0).to(device)).sum
+
+        was = self.plain.training
+        self.plain.eval()
+        selection = self.tuner.inform(self.plain, [loss_of(row) for row in rows])
+        self.plain.train(was)
+        if selection is not None:
+            self._hold(selection)
 
     def _groups(self) -> list[dict[str, Any]]:
         named = {n: p for n, p in self.plain.named_parameters() if p.requires_grad}
@@ -299,9 +345,15 @@ class Loop:
         for group in told or []:
             params = [named[n] for n in group["params"] if n in named]
             used |= set(group["params"])
-            groups.append({"params": params, "scale": group.get("lr_scale", 1.0)})
+            decay = {k: group[k] for k in ("weight_decay",) if k in group}  # else the run's
+            groups.append({"params": params, "scale": group.get("lr_scale", 1.0), **decay})
         rest = [p for n, p in named.items() if n not in used]
-        return [*groups, {"params": rest, "scale": 1.0}] if rest else groups
+        groups += [{"params": rest, "scale": 1.0}] if rest else []
+        if self.settings.decay_vectors or not self.settings.weight_decay:
+            return groups
+        vectors = [{**g, "params": [p for p in g["params"] if p.ndim < 2], "weight_decay": 0.0} for g in groups]
+        matrices = [{**g, "params": [p for p in g["params"] if p.ndim >= 2]} for g in groups]
+        return [g for pair in zip(vectors, matrices, strict=True) for g in pair if g["params"]]
 
     def _make_optimizer(self) -> None:
         """A fresh optimiser over what moves now. Tensors that moved before and still move keep their state."""
@@ -318,13 +370,14 @@ class Loop:
             self.plain.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             self.plain.enable_input_require_grads()
         self._select(0)
+        self._inform()
         self._make_optimizer()
         self.cost = self._measure()
         self.wrapped, self.prepared = self.accelerator.prepare(self.model, self.optimizer)
         self.scorer = Scorer(self.wrapped, self.plain)
 
     @property
-    def plain(self) -> nn.Module:
+    def plain(self) -> Any:
         return self.model
 
     @property
@@ -388,6 +441,8 @@ class Loop:
 
     def _step(self) -> tuple[Tensor, float, dict[str, tuple[Tensor, float]], Tensor]:
         """Forward and backward over the micro-batches of this step, clip, and take the step."""
+        if self.guard is not None:
+            self.guard.begin(self.step_index)
         mine = [(self._batch(rows, self.step_index), counts) for rows, counts in self._mine(self.step_index)]
         weights = [self.objective.weight(b) if counts else 0.0 for b, counts in mine]
         total = self._total_weight(sum(weights))
@@ -418,11 +473,17 @@ class Loop:
         for group in self.prepared.param_groups:
             group["lr"] = self.learning_rate * group["scale"] * rate(self.step_index, self.total, self.settings)
         self._check_finite(summed, norm)
-        self.prepared.step()
+        self._stepper.step()
         if self.guard is not None:
             self.guard.restore()
-        self.prepared.zero_grad(set_to_none=True)
+        self._stepper.zero_grad(set_to_none=True)
         return summed, sum(weights), figures, norm
+
+    @property
+    def _stepper(self) -> torch.optim.Optimizer:
+        """What takes the step: the bare optimiser where accelerate would only look for packages first, at every step."""
+        adds = self.accelerator.scaler is not None or self.accelerator.distributed_type not in UNSHARDED
+        return self.prepared if adds else self.optimizer
 
     def _check_weight(self, loss: Loss, told: float, counts: bool) -> None:
         if counts and loss.weight != told:
@@ -480,11 +541,7 @@ class Loop:
             self._tell("epoch", epoch)
 
     def _reselect(self, epoch: int) -> None:
-        if self.accelerator.distributed_type not in (
-            DistributedType.NO,
-            DistributedType.MULTI_CPU,
-            DistributedType.MULTI_GPU,
-        ):
+        if self.accelerator.distributed_type not in UNSHARDED:
             raise LuthierError("tuner.reselect: epoch does not work with sharded parameters: use stage")
         self._select(epoch)
         self._make_optimizer()
@@ -562,8 +619,8 @@ class Loop:
         self._record(row)
         self._tell("evaluated", row)
         metric = row.get(self.settings.metric_for_best_model, value)
-        better = (
-            self.best is None or ((metric > self.best[0]) == self.settings.greater_is_better and metric != self.best[0])
+        better = self.best is None or (
+            (metric > self.best[0]) == self.settings.greater_is_better and metric != self.best[0]
         )
         if better:
             name = f"checkpoint-{self.step_index}"
@@ -657,6 +714,8 @@ class Loop:
         self.plain.save_pretrained(folder)
         if self.tuner.artefact == "adapter":
             moving = {n: p.detach().cpu().contiguous() for n, p in self.plain.named_parameters() if p.requires_grad}
+            own = ((n, b) for n, b in self.plain.named_buffers() if ".luthier_" in n)  # what an adapter drew
+            moving |= {n: b.cpu().contiguous() for n, b in own}
             save_file(moving, folder / "trainable.safetensors")
         torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
         torch.save({"last_step": self.step_index}, folder / "scheduler.pt")
@@ -769,13 +828,6 @@ def make_accelerator(settings: TrainSettings, folder: Path | None = None) -> Acc
     return Accelerator(mixed_precision=precision, log_with=trackers, project_dir=folder if trackers else None)
 
 
-def task_head_names(model: nn.Module) -> set[str]:
-    """Parameters of a new task head: they always move."""
-    from luthier.core.anatomy import TASK_HEADS
-
-    return {n for n, _ in model.named_parameters() if n.split(".", 1)[0] in TASK_HEADS}
-
-
 def seed_everything(seed: int, deterministic: bool = False) -> None:
     """Python, numpy and torch generators. `deterministic` refuses kernels that are not."""
     random.seed(seed)
@@ -790,7 +842,7 @@ def _rng_state() -> dict[str, Any]:
     state: dict[str, Any] = {
         "python": list(random.getstate()[1]),
         "python_gauss": random.getstate()[2],
-        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
+        "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available():

@@ -81,4 +81,3 @@ def peak_memory_bytes(model: nn.Module, optimizer: torch.optim.Optimizer, saved_
     parameters = sum(p.numel() * p.element_size() for p in model.parameters())
     gradients = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     return parameters + gradients + optimizer_bytes(optimizer) + saved_tensor_bytes
-

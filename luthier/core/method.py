@@ -9,7 +9,7 @@ B rows, T tokens, N scored positions, A answers, V vocabulary.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -87,13 +87,29 @@ class Tuner(Method):
         return self
 
     def groups(self, model: nn.Module) -> list[dict[str, Any]] | None:
-        """Parameter groups [{"params": [names], "lr_scale": float, ...}] or None for one group."""
+        """Parameter groups [{"params": [names], "lr_scale": float, "weight_decay": float}] or None for one group."""
         return None
+
+    def first_look(self) -> int:
+        """Rows of the run's own data that `inform` is shown before the first step; 0: none."""
+        return 0
+
+    def inform(self, model: nn.Module, losses: Sequence[Callable[[], Tensor]]) -> Selection | None:
+        """Prune or choose by what rows tell of the untuned, wrapped `model`; a partial tuner returns what moves.
+
+        Each of `losses` computes -log p of one row (its objective's sum), with gradient, dropout off.
+        """
+        raise NotImplementedError
+
+    def missing(self, model: nn.Module) -> str:
+        """What this model would have to have, in words; empty where it fits. `wrap` refuses the others."""
+        return ""
 
 
 TUNER_CAPABILITIES: dict[str, str] = {
     "identity": "starts as the base model exactly",
     "merge": "can be merged into the base and unmerged again",
+    "fold": "what it computes from its own tensors can be folded into plain vectors for serving",
     "off": "can be switched off, which gives the base back exactly",
     "several": "several named adapters live on one base",
     "generate": "cached decoding equals uncached decoding",
@@ -114,7 +130,11 @@ class PartialTuner(Tuner):
         raise NotImplementedError
 
     def wrap(self, model: nn.Module, task: str, seed: int = 0) -> nn.Module:
-        self.select(model, random.Random(seed)).apply(model)
+        if missing := self.missing(model):
+            raise Refusal(f"{self.name} cannot tune this {type(model).__name__}: it has no {missing}")
+        selection = self.select(model, random.Random(seed))
+        selection.add_heads(model)
+        selection.apply(model)
         return model
 
     def parameter_count(self, model: nn.Module) -> int:

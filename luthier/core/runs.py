@@ -5,7 +5,7 @@
     <run>/metrics.jsonl     one line per logged step
     <run>/checkpoint-<n>/   state after optimiser step n
     <run>/results.json      base, tuned, paired, cost;  samples.jsonl;  report.html
-    <run>/model or adapter  the tuned model
+    <run>/model, adapter or delta   the tuned model
 
 Every file is written under a temporary name, flushed to disk and renamed; folders likewise. A full disk or a kill in
 the middle leaves a temporary that the next run removes.

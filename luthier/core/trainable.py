@@ -1,8 +1,8 @@
-"""The trainable set: which tensors (or blocks of fused tensors) move, and keeping the rest exactly still.
+"""The trainable set: which tensors, blocks of fused tensors or single elements move, and keeping the rest exactly still.
 
-A frozen tensor has no gradient and no optimiser state, so nothing can move it. A frozen *block* of a tensor that moves
-otherwise has its gradient set to zero and, because weight decay and old momentum move a parameter even then, is
-put back after every optimiser step.
+A frozen tensor has no gradient and no optimiser state, so nothing can move it. Frozen *blocks* or *elements* of a
+tensor that moves otherwise have their gradient set to zero and, because weight decay and old momentum move a parameter
+even then, are put back after every optimiser step.
 """
 
 from __future__ import annotations
@@ -19,15 +19,28 @@ from luthier.core.method import LuthierError
 
 @dataclass
 class Selection:
-    """Parameters that move: names of whole tensors, and for fused tensors the blocks that move."""
+    """Parameters that move.
+
+    whole     names of tensors that move as a whole
+    blocks    of fused tensors, the blocks that move
+    elements  of other tensors, a mask of their shape: True moves
+    keep      below 1: in each step a random share `keep` of the elements of `whole` moves, drawn from `seed` and step
+    """
 
     whole: set[str] = field(default_factory=set)
     blocks: dict[str, list[Block]] = field(default_factory=dict)
     note: dict[str, object] = field(default_factory=dict)
+    elements: dict[str, Tensor] = field(default_factory=dict)
+    keep: float = 1.0
+    seed: int = 0
 
     def add_module(self, model: nn.Module, name: str) -> None:
         """Everything inside module `name` moves."""
         self.whole.update(f"{name}.{p}" if name else p for p, _ in model.get_submodule(name).named_parameters())
+
+    def add_heads(self, model: nn.Module) -> None:
+        """Task heads are new: they move whatever else does."""
+        self.whole.update(n for n, _ in model.named_parameters() if n.split(".", 1)[0] in TASK_HEADS)
 
     def add_matrix(self, model: nn.Module, matrix: Matrix) -> None:
         """The weight of one role moves, and its bias with it."""
@@ -43,14 +56,14 @@ class Selection:
     def apply(self, model: nn.Module) -> None:
         """Freeze everything else. Fused tensors whose blocks together are the whole count as whole."""
         parameters = dict(model.named_parameters(remove_duplicate=False))
-        unknown = (self.whole | set(self.blocks)) - set(parameters)
+        unknown = self._names() - set(parameters)
         if unknown:
             raise LuthierError(f"no such parameter: {sorted(unknown)[0]}")
         for name, blocks in list(self.blocks.items()):
             if name in self.whole or _elements(parameters[name], blocks) == parameters[name].numel():
                 self.whole.add(name)
                 del self.blocks[name]
-        moving = {id(parameters[n]) for n in self.whole | set(self.blocks)}  # tied tensors move together
+        moving = {id(parameters[n]) for n in self._names()}  # tied tensors move together
         for parameter in parameters.values():
             parameter.requires_grad_(id(parameter) in moving)
             if id(parameter) not in moving:
@@ -65,28 +78,50 @@ class Selection:
                 seen[id(parameters[name])] = parameters[name].numel()
         for name, blocks in self.blocks.items():
             seen.setdefault(id(parameters[name]), _elements(parameters[name], blocks))
+        for name, moves in self.elements.items():
+            seen.setdefault(id(parameters[name]), int(moves.sum()))
         return sum(seen.values())
 
+    @property
+    def partly(self) -> bool:
+        """Whether some tensor moves in part only, so that a guard is needed."""
+        return bool(self.blocks or self.elements) or self.keep < 1
+
     def guard(self, model: nn.Module) -> BlockGuard:
-        return BlockGuard({n: (p, self.blocks[n]) for n, p in model.named_parameters() if n in self.blocks})
+        named = dict(model.named_parameters())
+        if self.keep < 1:
+            body = [named[n] for n in sorted(self.whole & set(named)) if n.split(".", 1)[0] not in TASK_HEADS]
+            return StepGuard(body, self.keep, self.seed)
+        moves = {p: _block_mask(p, self.blocks[n]) for n, p in named.items() if n in self.blocks}
+        return BlockGuard(moves | {named[n]: mask.to(named[n].device) for n, mask in self.elements.items()})
+
+    def _names(self) -> set[str]:
+        return self.whole | set(self.blocks) | set(self.elements)
 
 
 def _elements(parameter: Tensor, blocks: Iterable[Block]) -> int:
     return sum((stop - start) * (parameter.numel() // parameter.shape[dim]) for dim, start, stop in blocks)
 
 
-class BlockGuard:
-    """Keeps the frozen blocks of partly trained tensors where they were."""
+def _block_mask(parameter: Tensor, blocks: Iterable[Block]) -> Tensor:
+    moves = torch.zeros_like(parameter, dtype=torch.bool)
+    for dim, start, stop in blocks:
+        moves.narrow(dim, start, stop - start).fill_(True)
+    return moves
 
-    def __init__(self, tensors: dict[str, tuple[nn.Parameter, list[Block]]]):
+
+class BlockGuard:
+    """Keeps the frozen part of partly trained tensors where it was. `moves`: parameter -> mask, True moves."""
+
+    def __init__(self, moves: dict[nn.Parameter, Tensor]):
         self.kept: list[tuple[nn.Parameter, Tensor, Tensor]] = []
         self.handles = []
-        for parameter, blocks in tensors.values():
-            moves = torch.zeros_like(parameter, dtype=torch.bool)
-            for dim, start, stop in blocks:
-                moves.narrow(dim, start, stop - start).fill_(True)
-            self.kept.append((parameter, moves, parameter.detach().clone()))
-            self.handles.append(parameter.register_hook(lambda g, m=moves: g * m))
+        for parameter, mask in moves.items():
+            self.kept.append((parameter, mask, parameter.detach().clone()))
+            self.handles.append(parameter.register_hook(lambda g, m=mask: g * m))
+
+    def begin(self, step: int) -> None:
+        """Call before the gradients of optimiser step `step`."""
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -97,6 +132,40 @@ class BlockGuard:
     def release(self) -> None:
         for handle in self.handles:
             handle.remove()
+
+
+class StepGuard(BlockGuard):
+    """In each step another random share of the elements moves; their gradients are divided by it.
+
+    The draw depends on seed and step alone: the same for all micro-batches and processes, and after resuming.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], keep: float, seed: int):
+        super().__init__({})
+        self.keep, self.seed = keep, seed
+        self.parameters = parameters
+        self.drawn: dict[nn.Parameter, tuple[Tensor, Tensor]] = {}
+        self.handles = [p.register_hook(lambda g, p=p: self._masked(p, g)) for p in parameters]
+
+    def _masked(self, parameter: nn.Parameter, gradient: Tensor) -> Tensor:
+        if parameter not in self.drawn:  # costs are measured before the first step
+            return gradient
+        return gradient * self.drawn[parameter][0] / self.keep
+
+    @torch.no_grad()
+    def begin(self, step: int) -> None:
+        generators: dict[torch.device, torch.Generator] = {}
+        for parameter in self.parameters:
+            device = parameter.device
+            if device not in generators:
+                generators[device] = torch.Generator(device).manual_seed((self.seed << 31) + step)
+            moves = torch.rand(parameter.shape, generator=generators[device], device=device) < self.keep
+            self.drawn[parameter] = (moves, parameter.detach().clone())
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for parameter, (moves, value) in self.drawn.items():
+            parameter.copy_(torch.where(moves, parameter, value))
 
 
 def trainable_names(model: nn.Module) -> list[str]:

@@ -54,4 +54,6 @@ def _same_shape(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
         raise LuthierError(f"these checkpoints are not of one architecture: '{name}' is in one of them only")
     for name, tensor in a.items():
         if tensor.shape != b[name].shape:
-            raise LuthierError(f"'{name}' has shape {tuple(tensor.shape)} in one checkpoint and {tuple(b[name].shape)} in another")
+            raise LuthierError(
+                f"'{name}' has shape {tuple(tensor.shape)} in one checkpoint and {tuple(b[name].shape)} in another"
+            )

@@ -365,16 +365,21 @@ def _judge(results: dict[str, Any], tuned: Measured, alpha: float) -> None:
 
 
 def samples(base: Measured, tuned: Measured, limit: int | None = None) -> list[dict[str, Any]]:
-    """Answers side by side, the first `limit` items of each task."""
+    """Answers side by side, the first `limit` items of each task whose items have an answer to show."""
     out = []
     for name in (n for n in tuned.answers if n in base.answers):
         a, b = _same_items(name, base.answers[name], tuned.answers[name])
-        score = tuned.tasks[name].scorer.sample
+        scorer = tuned.tasks[name].scorer
+        score = scorer.sample
+        if not score:
+            continue
+        judged = scorer.metrics.get(score, False)  # a statistic that is no metric does not say right or wrong
         for i in range(len(b) if limit is None else min(limit, len(b))):
             out.append({
                 "task": name, "id": b.ids[i], "prompt": b.prompts[i], "reference": b.references[i],
                 "base": a.outputs[i], "tuned": b.outputs[i],
-                "base_score": _number(a.stats[score][i]), "tuned_score": _number(b.stats[score][i]),
+                "base_score": _number(a.stats[score][i]) if judged else None,
+                "tuned_score": _number(b.stats[score][i]) if judged else None,
             })  # fmt: skip
     return out
 

@@ -160,7 +160,7 @@ class Scorer(Evaluator):
     metrics      name -> True if higher is better; the first is the main one
     proportions  metrics that are means of 0/1 statistics of the same name: Wilson intervals and McNemar's test
     units        unit of a metric that has one
-    sample       the statistic shown as an item's score
+    sample       the statistic shown as an item's score; empty: an item has no answer to show
     """
 
     proportions: ClassVar[frozenset[str]] = frozenset()

@@ -43,7 +43,6 @@ class Drift(Scorer):
     cards: ClassVar[tuple[int, ...]] = (9, 32, 57)
     metrics: ClassVar[dict[str, bool]] = {"kl": False, "tv": False, "top1_agreement": True}
     units: ClassVar[dict[str, str]] = {"kl": "nats"}
-    sample: ClassVar[str] = "kl_per_token"
     keep: int = 256
     tolerated: float = 0.01
 

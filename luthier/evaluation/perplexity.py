@@ -30,7 +30,6 @@ class Perplexity(Scorer):
     cards: ClassVar[tuple[int, ...]] = (16, 33)
     metrics: ClassVar[dict[str, bool]] = {"perplexity": False, "bits_per_character": False, "bits_per_byte": False}
     units: ClassVar[dict[str, str]] = {"bits_per_character": "bits", "bits_per_byte": "bits"}
-    sample: ClassVar[str] = "logp_per_token"
 
     def ask(self, subject: Subject, items: Sequence[Item], base: Answers | None = None) -> Answers:
         whole = all(i.text is not None for i in items)

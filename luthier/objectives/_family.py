@@ -123,7 +123,9 @@ class HeadObjective(Objective):
         assert batch.label is not None
         outputs = scorer.class_logits(batch)
         outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
-        return Loss(self.loss(outputs, batch.label).sum(), self.weight(batch), self.figures(outputs.detach(), batch.label))
+        return Loss(
+            self.loss(outputs, batch.label).sum(), self.weight(batch), self.figures(outputs.detach(), batch.label)
+        )
 
     def figures(self, outputs: Tensor, label: Tensor) -> dict[str, tuple[Tensor, float]]:
         return {}

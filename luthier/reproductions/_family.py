@@ -51,7 +51,8 @@ class Experiment(ABC):
 
     def settings(self) -> dict[str, Any]:
         """Everything that decides the numbers, for the manifest."""
-        return {k: v for k, v in vars(type(self)).items() if not k.startswith("_") and isinstance(v, int | float | str)}
+        told = {k: v for c in reversed(type(self).__mro__) for k, v in vars(c).items()}
+        return {k: v for k, v in told.items() if not k.startswith("_") and isinstance(v, int | float | str)}
 
 
 def mean(rows: list[Row], key: str) -> float:

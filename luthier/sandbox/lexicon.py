@@ -52,10 +52,9 @@ COLOURS = _words("red blue green white black gold grey pink")
 DAYS = _words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
 LETTERS = "abcdefghijkl"  # symbols of the sequence tasks, and alphabet A of card 09; upper case is alphabet B
 
-# the words that lists of arbitrary words are made of
+# what lists of arbitrary words are made of; without last names, so that no list holds the name of a new person
 EVERYTHING = [
     *FIRST_KNOWN,
-    *LAST,
     *CITIES,
     *LANGUAGE_WORDS,
     *JOBS,

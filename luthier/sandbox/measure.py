@@ -188,7 +188,7 @@ def measure(model: PreTrainedModel, tok: PreTrainedTokenizerFast, layout: str, c
     out["facts"] = {
         f"{t}_{p}": known("facts", t, p, 4 * count)
         for t in ("verbatim", "rephrased", "derived")
-        for p in ("known", "new")
+        for p in ("known", "rare", "new")
     }
     out["sequence"] = {t: known("sequence", t, "named", max_tokens=14) for t in PRETRAINED}
     out["held_out"] = {t: known("sequence", t, "named", max_tokens=14) for t in HELD_OUT}

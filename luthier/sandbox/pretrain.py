@@ -65,8 +65,8 @@ class Plan:
 
 
 PLANS = {
-    "nano-1m": Plan("causal", 128, 4, 4, 352, 5e-3, 8, 32),
-    "nano-5m": Plan("causal", 256, 5, 8, 688, 4e-3, 12, 64),
+    "nano-1m": Plan("causal", 128, 4, 4, 352, 7e-3, 8, 32),
+    "nano-5m": Plan("causal", 256, 5, 8, 688, 5e-3, 10, 64),
     "nano-encoder": Plan("encoder", 112, 4, 4, 384, 4e-3, 16, 64, block=128),
     "nano-seq2seq": Plan("seq2seq", 112, 2, 4, 384, 4e-3, 32, 128, block=128),
 }

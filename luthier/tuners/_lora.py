@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from peft import LoraConfig, PeftConfig
 from torch import nn
@@ -41,7 +41,7 @@ class LoRAFamily(PeftTuner):
         return LoraConfig(
             task_type=PEFT_TASKS[task],
             r=self.r,
-            lora_alpha=self.alpha,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]  # peft divides it by r: it need not be whole
             lora_dropout=self.dropout,
             target_modules=targets_of(model, self.targets, self.name),
             modules_to_save=head_modules(model, task),
@@ -49,7 +49,7 @@ class LoRAFamily(PeftTuner):
             **self.variant(),
         )
 
-    def variant(self) -> dict[str, bool]:
+    def variant(self) -> dict[str, Any]:
         """Switches of peft's LoraConfig that make the relative."""
         return {}
 

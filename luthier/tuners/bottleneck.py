@@ -14,30 +14,14 @@ Departures: W_up starts at zero rather than near zero; layer norms of the backbo
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
-from torch import Tensor, nn
+from torch import nn
 
-from luthier.core.adapt import ModulePart, ModuleTuner, activation
-
-
-class BottleneckPart(ModulePart):
-    def __init__(self, width: int, size: int, scale: float, act: str, norm: bool):
-        super().__init__()
-        self.norm = nn.LayerNorm(width) if norm else nn.Identity()
-        self.down = nn.Linear(width, size)
-        self.up = nn.Linear(size, width)
-        self.act, self.scale = activation(act), scale
-        nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
-        nn.init.zeros_(self.down.bias)
-        nn.init.zeros_(self.up.weight)
-        nn.init.zeros_(self.up.bias)
-
-    def forward(self, y: Tensor, x: Tensor) -> Tensor:
-        hidden = self.act(self.down(self.norm(y)))  # (B, T, R)
-        return y + self.scale * self.up(hidden)
+from luthier.core.adapt import ModuleTuner
+from luthier.core.anatomy import base_transformer
+from luthier.tuners._unified import AdapterPart
 
 
 @dataclass(frozen=True)
@@ -56,10 +40,10 @@ class Bottleneck(ModuleTuner):
     def example(cls) -> Self:
         return cls(size=4)
 
-    def build(self, width: int) -> BottleneckPart:
-        return BottleneckPart(width, self.size, self.scale, self.act, self.norm)
+    def build(self, width: int) -> AdapterPart:
+        return AdapterPart(width, width, self.size, self.act, "sequential", "scaled", self.scale, self.norm)
 
     def parameter_count(self, model: nn.Module) -> int:
-        D = model.config.hidden_size
+        D = base_transformer(model).config.hidden_size
         site = 2 * self.size * D + self.size + D + (2 * D if self.norm else 0)
         return site * len(self.target_modules(model))

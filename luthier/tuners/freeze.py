@@ -4,7 +4,8 @@
 
     freeze   regular expressions over parameter names that stay still
     train    regular expressions over parameter names that move (empty: all)
-    lowest   number of lowest layers that stay still, the embeddings with them
+    lowest   number of lowest layers that stay still, the embeddings with them; below 1: their share of all layers
+    dropout  whether layers that stay still keep their dropout in training (the paper's way); False: they compute as in use
 Start:      the base model.
 Cost:       with `lowest` = k nothing is computed backward below layer k.
 Paper:      Lee et al., 2019, "What Would Elsa Do? Freezing Layers During Transformer Fine-Tuning", arXiv:1911.03090.
@@ -20,9 +21,10 @@ from typing import ClassVar, Self
 
 from torch import nn
 
-from luthier.core.anatomy import Anatomy, anatomy
+from luthier.core.anatomy import anatomy
 from luthier.core.method import LuthierError, PartialTuner
 from luthier.core.trainable import Selection
+from luthier.tuners._partial import below_layers
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class Freeze(PartialTuner):
 
     freeze: tuple[str, ...] = ()
     train: tuple[str, ...] = ()
-    lowest: int = 0
+    lowest: int | float = 0
+    dropout: bool = True
 
     @classmethod
     def example(cls) -> Self:
@@ -43,22 +46,31 @@ class Freeze(PartialTuner):
         names = [n for n, _ in model.named_parameters()]
         moving = set(_matching(names, self.train, "train")) if self.train else set(names)
         moving -= set(_matching(names, self.freeze, "freeze"))
-        if self.lowest:
-            body = anatomy(model)
-            if self.lowest > len(body.layers):
-                raise LuthierError(f"tuner.lowest is {self.lowest}, but the model has {len(body.layers)} layers")
-            still = [*_before_layers(model, body), *(layer.name for layer in body.layers[: self.lowest])]
-            moving -= {n for n in names if any(n.startswith(s + ".") for s in still)}
+        still = tuple(f"{module}." for module in self._still(model))
+        moving -= {n for n in names if n.startswith(still)}
         if not moving:
             raise LuthierError("tuner 'freeze' leaves nothing to train: loosen tuner.freeze or lower tuner.lowest")
         return Selection(whole=moving)
 
+    def wrap(self, model: nn.Module, task: str, seed: int = 0) -> nn.Module:
+        if not self.dropout:
+            for name in self._still(model):
+                model.get_submodule(name).register_forward_pre_hook(_as_in_use)
+        return super().wrap(model, task, seed)
 
-def _before_layers(model: nn.Module, body: Anatomy) -> list[str]:
-    """Modules below the first layer: every table outside the layers, and in encoders the norm that follows them."""
-    inside = tuple(f"{layer.name}." for layer in body.layers)
-    tables = [n for n, m in model.named_modules() if isinstance(m, nn.Embedding) and not n.startswith(inside)]
-    return [*tables, body.embedding.rsplit(".", 1)[0]] if body.kind == "encoder" else tables
+    def _still(self, model: nn.Module) -> list[str]:
+        """Modules of the lowest layers, and what lies below them."""
+        if not self.lowest:
+            return []
+        body = anatomy(model)
+        count = round(self.lowest * len(body.layers)) if self.lowest < 1 else int(self.lowest)
+        if not 0 < count <= len(body.layers):
+            raise LuthierError(f"tuner.lowest is {self.lowest}, but the model has {len(body.layers)} layers")
+        return [*below_layers(model, body), *(layer.name for layer in body.layers[:count])]
+
+
+def _as_in_use(module: nn.Module, args: tuple[object, ...]) -> None:
+    module.eval()
 
 
 def _matching(names: list[str], patterns: tuple[str, ...], key: str) -> list[str]:

@@ -27,9 +27,9 @@ import torch
 from torch import Tensor, nn
 
 from luthier.core.adapt import PromptTuner
-from luthier.core.anatomy import TASK_HEADS
+from luthier.core.anatomy import TASK_HEADS, base_transformer
 from luthier.core.method import LuthierError
-from luthier.tuners._prompt import SoftPrompt
+from luthier.tuners._prompts import SoftPrompt
 
 
 @dataclass(frozen=True)
@@ -71,4 +71,4 @@ class PTEC(PromptTuner):
         return [{"params": head, "lr_scale": self.head_rate}] if head else []
 
     def parameter_count(self, model: nn.Module) -> int:
-        return self.tokens * model.config.hidden_size
+        return self.tokens * base_transformer(model).config.hidden_size

@@ -108,7 +108,9 @@ def compare(
     changes = {m: _changes(m, told) for m in methods}
     folder = Path(output_dir or told.output_dir or f"runs/{told.name or 'compare'}")
     if (folder / "compare.json").exists() and not resume:
-        raise LuthierError(f"{folder}: a comparison is here already: --resume keeps its cells, or choose another output_dir")
+        raise LuthierError(
+            f"{folder}: a comparison is here already: --resume keeps its cells, or choose another output_dir"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     plan = [
         (m, s, config.recipe(told, {**changes[m], "seed": s, "output_dir": str(folder / f"{m}-seed{s}"), "name": m}))

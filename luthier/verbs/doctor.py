@@ -19,11 +19,15 @@ def doctor() -> str:
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
             free, total = torch.cuda.mem_get_info(i)
-            lines.append(f"GPU {i}: {torch.cuda.get_device_name(i)}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free")
+            lines.append(
+                f"GPU {i}: {torch.cuda.get_device_name(i)}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free"
+            )
     else:
-        lines.append(f"no GPU; CPU with {torch.get_num_threads()} threads (torch_threads: 1 is fastest for tiny models)")
-    free = shutil.disk_usage(".").free / 2**30
-    lines.append(f"disk: {free:.0f} GiB free here; cache: {cache_folder()}")
+        lines.append(
+            f"no GPU; CPU with {torch.get_num_threads()} threads (torch_threads: 1 is fastest for tiny models)"
+        )
+    space = shutil.disk_usage(".").free / 2**30
+    lines.append(f"disk: {space:.0f} GiB free here; cache: {cache_folder()}")
     for extra, module in (("eval", "lm_eval"), ("bench", "trl")):
         found = importlib.util.find_spec(module) is not None
         lines.append(f"extra '{extra}': {'installed' if found else f'not installed (pip install luthier[{extra}])'}")

@@ -25,7 +25,9 @@ def edit(recipe: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | 
     for key in told:
         if key not in KEYS:
             near = difflib.get_close_matches(key, KEYS, 1)
-            raise ConfigError(f"{where}: unknown key '{key}'" + (f": did you mean '{near[0]}'?" if near else f" ({KEYS})"))
+            raise ConfigError(
+                f"{where}: unknown key '{key}'" + (f": did you mean '{near[0]}'?" if near else f" ({KEYS})")
+            )
     for key in ("edit", "models", "output_dir"):
         if key not in told:
             raise ConfigError(f"{where}: '{key}' is missing")

@@ -29,7 +29,12 @@ def print_methods(rows: list[dict[str, Any]]) -> None:
     for axis in dict.fromkeys(r["axis"] for r in rows):
         mine = [r for r in rows if r["axis"] == axis]
         body = [
-            [r["name"], f"{r['status']} {r['checks_run']}/{r['checks_expected']}", r["title"].split(": ", 1)[-1], r["paper"]]
+            [
+                r["name"],
+                f"{r['status']} {r['checks_run']}/{r['checks_expected']}",
+                r["title"].split(": ", 1)[-1],
+                r["paper"],
+            ]
             for r in mine
         ]
         _table(f"{axis.upper()} ({len(mine)})", ["name", "status", "what it does", "paper"], body, wrapped=2)

@@ -1,4 +1,4 @@
-"""Load a model by name: an embedded one, a folder, a run, an adapter folder or a hub id."""
+"""Load a model by name: an embedded one, a folder, a run, an adapter or delta folder, or a hub id."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.config import ModelSettings
+from luthier.core.delta import Applied, apply_delta, is_delta, read_about
 from luthier.core.method import LuthierError
 from luthier.core.runs import hash_tensors
 from luthier.core.subject import Subject
@@ -30,6 +31,8 @@ class Loaded:
     tokenizer  its tokenizer
     task       head: "causal_lm", "seq2seq_lm", "masked_lm" or "classification"
     name       what it was loaded by;  path  folder or hub id that transformers read
+    new        names of tensors that its files do not hold (a new task head)
+    delta      the delta that is on it, where `name` is a delta folder or a run that made one
     """
 
     model: Any
@@ -37,6 +40,8 @@ class Loaded:
     task: str
     name: str
     path: str
+    new: tuple[str, ...] = ()
+    delta: Applied | None = None
 
     def subject(self, decoder: Any = None, seed: int = 0) -> Subject:
         """The model as something that can be asked questions."""
@@ -57,12 +62,15 @@ def load(
     """Load `model` for `task`. Raises LuthierError with one line where it cannot be found or read.
 
     `model` may be an embedded name ("nano-1m"), a transformers folder, a llama2.c checkpoint (.bin), a luthier run, a peft
-    adapter folder (its base is loaded too) or a hub id. The last three describe a new task head; `problem_type` is
-    transformers' word for what its labels are.
+    adapter folder or a delta folder (their base is loaded too) or a hub id. `ModelSettings.adapter` puts an adapter or delta
+    folder on the base that is named there. The last three describe a new task head; `problem_type` is transformers' word
+    for what its labels are.
     """
     settings = model if isinstance(model, ModelSettings) else ModelSettings(model_name_or_path=str(model))
     task = settings.task if task == "auto" else task
     name = settings.model_name_or_path
+    if settings.adapter and is_delta(Path(settings.adapter)):
+        return _with_delta(settings, Path(settings.adapter), task)
     if settings.adapter:
         return _with_adapter(settings, Path(settings.adapter), task, num_labels, label_names, problem_type)
     path = _run_output(Path(name).expanduser())
@@ -70,6 +78,11 @@ def load(
         base = json.loads((path / "adapter_config.json").read_text())["base_model_name_or_path"]
         found = settings.model_copy(update={"model_name_or_path": base, "adapter": str(path)})
         out = _with_adapter(found, path, task, num_labels, label_names, problem_type)
+        out.name = name
+        return out
+    if is_delta(path):
+        base = read_about(path)["base"]["name"]
+        out = _with_delta(settings.model_copy(update={"model_name_or_path": base}), path, task)
         out.name = name
         return out
     if path.suffix == ".bin" and path.is_file():
@@ -96,7 +109,7 @@ def _llama2c(settings: ModelSettings, name: str, path: Path, task: str) -> Loade
 def _run_output(path: Path) -> Path:
     """The tuned model inside a run folder, or `path` itself."""
     if (path / "run.json").exists():
-        for kind in ("adapter", "model"):
+        for kind in ("adapter", "model", "delta"):
             if (path / kind).is_dir():
                 return path / kind
         status = json.loads((path / "run.json").read_text())["status"]
@@ -131,7 +144,9 @@ def _plain(
             extra["attn_implementation"] = settings.attn_implementation
         dtype = "auto" if settings.dtype == "auto" else getattr(torch, settings.dtype)
         with calm():
-            model = getattr(transformers, AUTO[task]).from_pretrained(where, dtype=dtype, **extra, **common)
+            model, info = getattr(transformers, AUTO[task]).from_pretrained(
+                where, dtype=dtype, output_loading_info=True, **extra, **common
+            )
         tokenizer = AutoTokenizer.from_pretrained(settings.tokenizer or where, **common)
     except (OSError, ValueError, KeyError) as error:
         raise LuthierError(f"model '{name}' cannot be loaded: {_first_line(error)}") from error
@@ -139,9 +154,14 @@ def _plain(
         tokenizer.pad_token = tokenizer.eos_token
     if task == "classification" and model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
+    new = set(info["missing_keys"])
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
-    return Loaded(model, tokenizer, task, name, where)
+        tables = {id(m.weight) for m in (model.get_input_embeddings(), model.get_output_embeddings()) if m is not None}
+        new |= {
+            n for n, p in model.named_parameters(remove_duplicate=False) if id(p) in tables
+        }  # its new rows are drawn
+    return Loaded(model, tokenizer, task, name, where, tuple(sorted(new)))
 
 
 def _where(name: str, path: Path) -> str:
@@ -177,7 +197,11 @@ def _with_adapter(
 
     import luthier.tuners  # noqa: F401  registers luthier's adapter types
 
-    told = json.loads((adapter / "adapter_config.json").read_text()) if (adapter / "adapter_config.json").exists() else None
+    told = (
+        json.loads((adapter / "adapter_config.json").read_text())
+        if (adapter / "adapter_config.json").exists()
+        else None
+    )
     if told is None:
         raise LuthierError(f"{adapter}: no adapter_config.json: this is not an adapter folder")
     if task == "auto" and told.get("task_type") == "SEQ_CLS":
@@ -191,6 +215,28 @@ def _with_adapter(
         raise LuthierError(f"{adapter}: this adapter does not fit '{base.name}': {_first_line(error)}") from error
     base.path = str(adapter)
     return base
+
+
+def _with_delta(settings: ModelSettings, folder: Path, task: str) -> Loaded:
+    """A base with a delta on it. The base is read in the dtype that the delta was made in, and converted afterwards."""
+    from transformers import AutoTokenizer
+
+    told = read_about(folder)
+    labels = _head_labels(folder)
+    wanted = settings.dtype if "dtype" in settings.model_fields_set else told["dtype"]
+    plain = settings.model_copy(update={"adapter": None, "dtype": told["dtype"]})
+    out = load(plain, told["task"] if task == "auto" else task, *labels)
+    out.delta = apply_delta(out.model, folder)
+    if wanted not in ("auto", told["dtype"]):
+        import torch
+
+        out.model = out.model.to(getattr(torch, wanted))
+    if settings.tokenizer is None and (folder / "tokenizer_config.json").exists():
+        out.tokenizer = AutoTokenizer.from_pretrained(str(folder))
+        if out.tokenizer.pad_token_id is None:
+            out.tokenizer.pad_token = out.tokenizer.eos_token
+    out.path = str(folder)
+    return out
 
 
 def _head_labels(adapter: Path) -> tuple[int | None, list[str] | None, str | None]:
@@ -230,5 +276,3 @@ def decoder_of(told: dict[str, Any]) -> Any:
     from luthier.core.config import build
 
     return build("decoding", told, "decoding")
-
-

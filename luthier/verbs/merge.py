@@ -1,4 +1,4 @@
-"""`luthier merge`: adapters into weights, or checkpoints into one; then the check that nothing changed on the way."""
+"""`luthier merge`: adapters and deltas into weights, or checkpoints into one; then the check that nothing changed on the way."""
 
 from __future__ import annotations
 
@@ -55,22 +55,24 @@ class MergeCheck:
 def merge(
     source: str | Path | Loaded | Sequence[str | Path], output: str | Path, *, weights: Sequence[float] | None = None
 ) -> MergeCheck:
-    """Merge an adapter (or run) into its base, or several checkpoints into one, and write an ordinary model folder.
+    """Merge an adapter, a delta or a run into its base, or several checkpoints into one, and write an ordinary model folder.
 
     Raises Refusal where the adapter is not linear in the weights, LuthierError where the merged model says something else
     (the folder is then not written).
     """
-    if isinstance(source, list | tuple):
+    if isinstance(source, Sequence) and not isinstance(source, str):
         return _average([load(s) for s in source], Path(output), weights)
     loaded = source if isinstance(source, Loaded) else load(source)
-    if not hasattr(loaded.model, "merge_and_unload"):
+    if loaded.delta is None and not hasattr(loaded.model, "merge_and_unload"):
         raise LuthierError(f"'{loaded.name}' is an ordinary model: there is no adapter to merge")
     probes = _probe(loaded)
     before = _say(loaded, probes)
-    try:
-        merged = loaded.model.merge_and_unload(safe_merge=True)
+    try:  # a delta is in the weights already
+        merged = loaded.model if loaded.delta else loaded.model.merge_and_unload(safe_merge=True)
     except (NotImplementedError, AttributeError) as error:
-        raise Refusal(f"{loaded.name}: this adapter type cannot be merged: ship the base and the adapter folder") from error
+        raise Refusal(
+            f"{loaded.name}: this adapter type cannot be merged: ship the base and the adapter folder"
+        ) from error
     after = Loaded(merged, loaded.tokenizer, loaded.task, str(output), str(output))
     tolerance = 1e-4 if merged.dtype == torch.float32 else 0.1
     difference, same = _compare(before, _say(after, probes))

@@ -66,7 +66,9 @@ def plan(recipe: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | 
     if ready.objective.reference:
         references = [torch.zeros(len(e.answers)) for e in ready.train.examples]
     pad = ready.loaded.tokenizer.pad_token_id
-    loop = Loop(model, ready.tuner, ready.objective, ready.train.examples, told.train, pad, told.seed, references=references)
+    loop = Loop(
+        model, ready.tuner, ready.objective, ready.train.examples, told.train, pad, told.seed, references=references
+    )
     total = loop.total
     loop._prepare()
     loop.wrapped.train()

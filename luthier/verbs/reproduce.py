@@ -30,7 +30,9 @@ class Reproduction:
 
     def text(self) -> str:
         lines = [f"{self.told['method']}: {self.verdict}", self.told["summary"]]
-        lines += [f"  {'holds' if c['holds'] else 'FAILS'}  {c['statement']}  [{c['measured']}]" for c in self.told["claims"]]
+        lines += [
+            f"  {'holds' if c['holds'] else 'FAILS'}  {c['statement']}  [{c['measured']}]" for c in self.told["claims"]
+        ]
         return "\n".join([*lines, f"written: {self.path}"])
 
 
@@ -42,9 +44,13 @@ def experiment(name: str) -> tuple[catalog.Entry, Experiment]:
     except ModuleNotFoundError as error:
         if not (error.name or "").startswith("luthier.reproductions"):
             raise
-        raise LuthierError(f"{one.axis}/{one.name} has no experiment: luthier/reproductions/{one.axis}/{one.name}.py") from None
+        raise LuthierError(
+            f"{one.axis}/{one.name} has no experiment: luthier/reproductions/{one.axis}/{one.name}.py"
+        ) from None
     found = [
-        c for _, c in inspect.getmembers(module, inspect.isclass) if issubclass(c, Experiment) and c.__module__ == module.__name__
+        c
+        for _, c in inspect.getmembers(module, inspect.isclass)
+        if issubclass(c, Experiment) and c.__module__ == module.__name__
     ]
     if len(found) != 1:
         raise LuthierError(f"{module.__name__} must hold exactly one Experiment, it holds {len(found)}")
@@ -77,7 +83,7 @@ def reproduce(name: str, *, seeds: int | None = None, output: str | Path | None 
     summary = "; ".join(c.measured for c in central)
     if verdict == "contradicted":
         summary = f"{trial.explanation(rows)} ({summary})"
-    told = {
+    result: dict[str, Any] = {
         "method": f"{one.axis}/{one.name}",
         "cards": list(one.cards),
         "paper": one.paper,
@@ -104,5 +110,5 @@ def reproduce(name: str, *, seeds: int | None = None, output: str | Path | None 
     }
     path = Path(output) if output else catalog.result_file(one)
     path.parent.mkdir(parents=True, exist_ok=True)
-    runs.write_json(path, told)
-    return Reproduction(path, told)
+    runs.write_json(path, result)
+    return Reproduction(path, result)

@@ -17,10 +17,12 @@ from torch import Tensor
 import luthier
 from luthier.core import config, runs
 from luthier.core.config import Recipe
+from luthier.core.delta import save_delta
 from luthier.core.loop import Diverged, Fitted, Interrupted, Loop, LoopCallback, make_accelerator, seed_everything
 from luthier.core.method import LuthierError, Objective, Tuner
 from luthier.core.references import reference_logp
 from luthier.core.runs import RunFolder
+from luthier.report.words import first_up
 from luthier.verbs._display import Display, FromTransformers, Trackers
 from luthier.verbs.load import Loaded, calm, load
 
@@ -75,6 +77,12 @@ def run(
     Raises ConfigError for a recipe that cannot be used and LuthierError for everything else that a user can mend.
     """
     told = config.recipe(recipe, overrides)
+    if told.stability.mode == "auto":
+        from luthier.recipes.stability_kit import StabilityKit
+
+        given = {"resume": resume, "callbacks": callbacks, "quiet": quiet, "bases": bases}
+        kit = StabilityKit(seeds=told.stability.seeds)
+        return kit.run(told.output_dir or _default_folder(told), recipe=told, say=_speaker(quiet), **given)
     resume = resume if resume is not None else told.train.resume_from_checkpoint
     if told.train.torch_threads:
         torch.set_num_threads(told.train.torch_threads)
@@ -118,6 +126,11 @@ def prepare(recipe: Recipe, say: Callable[[str], None] = lambda text: None) -> P
     """Model, data, methods and tasks of a recipe; every mistake in it shows here, before anything is trained."""
     tuner, objective = recipe.method("tuners", "tuner"), recipe.method("objectives", "objective")
     recipe.method("decoding", "decoding")
+    if recipe.train.save_delta and tuner.artefact != "model":
+        raise config.ConfigError(
+            f"recipe: train.save_delta is for tuners of the model's own tensors; what '{tuner.name}' saves is small already: "
+            "remove the key"
+        )
     if recipe.data.train is None:
         raise config.ConfigError("recipe: data.train is missing: name a file, a folder, a hub id or sandbox:WORLD")
     task = objective.task if recipe.model.task == "auto" else recipe.model.task
@@ -207,6 +220,7 @@ def _held_out(recipe: Recipe, rows: Any, loaded: Loaded) -> tuple[Any, Any]:
         return rows, _rows(recipe, loaded.tokenizer, loaded, told.eval, like=rows.source)
     if not told.val_size:
         return rows, None
+    assert told.train is not None  # `rows` came from it
     table = data.read(told.train, columns=told.columns, template=told.template, limit=told.limit, seed=recipe.seed)
     kept, held = data.split(table, told.val_size, seed=recipe.seed, stratify=told.stratify, group=told.group)
     train = data.prepare(kept, tokenizer=loaded.tokenizer, type=rows.source, seed=recipe.seed)
@@ -303,9 +317,9 @@ def _open(folder: RunFolder, ready: Prepared, resumed: bool) -> None:
             "method": {
                 "tuner": recipe.tuner["name"],
                 "objective": recipe.objective["name"],
-                "title": entry.title,
+                "title": entry.title.partition(": ")[0],
                 "paper": entry.paper,
-                "summary": entry.header.split("\n\n")[0],
+                "summary": first_up(entry.title.partition(": ")[2]),
             },
         }
     )
@@ -323,10 +337,14 @@ def _same_recipe(folder: RunFolder, recipe: Recipe) -> None:
     for section, value in now.items():
         old = before.get(section)
         if isinstance(value, dict) and isinstance(old, dict):
-            value = {k: v for k, v in value.items() if k not in ("resume_from_checkpoint", "torch_threads", "report_to")}
+            value = {
+                k: v for k, v in value.items() if k not in ("resume_from_checkpoint", "torch_threads", "report_to")
+            }
             old = {k: v for k, v in old.items() if k not in ("resume_from_checkpoint", "torch_threads", "report_to")}
         if section not in free and old != value:
-            raise LuthierError(f"{folder.path}: the recipe's '{section}' is not that of the run to resume: {old} is now {value}")
+            raise LuthierError(
+                f"{folder.path}: the recipe's '{section}' is not that of the run to resume: {old} is now {value}"
+            )
 
 
 def _data_row(name: str, rows: Any) -> dict[str, Any]:
@@ -442,14 +460,17 @@ def _transformers_files(folder: RunFolder, fitted: Fitted, results: dict[str, An
 
 
 def save_model(folder: Path, tuned: Loaded, ready: Prepared) -> dict[str, Any]:
-    """Write `model/` or `adapter/` with tokenizer, template and model card; what it weighs, for the manifest."""
-    kind = ready.tuner.artefact
+    """Write `model/`, `adapter/` or `delta/` with tokenizer, template and model card; what it weighs, for the manifest."""
+    kind = "delta" if ready.recipe.train.save_delta else ready.tuner.artefact
     target = folder / kind
     names = ready.train.report.label_names
 
     def write(part: Path) -> None:
         with calm():
-            tuned.model.save_pretrained(part)
+            if kind == "delta":
+                _write_delta(part, tuned, ready)
+            else:
+                tuned.model.save_pretrained(part)
         tuned.tokenizer.save_pretrained(part)
         if names:
             told = {"names": names, "problem_type": ready.train.source.problem_type}
@@ -465,7 +486,8 @@ def save_model(folder: Path, tuned: Loaded, ready: Prepared) -> dict[str, Any]:
     scalars = 0
     for file in weights:
         with safe_open(file, "pt") as held:
-            scalars += sum(_numel(held.get_slice(k).get_shape()) for k in held.keys())  # noqa: SIM118
+            names_held = [k for k in held.keys() if not k.endswith("#at")]  # noqa: SIM118  values, not their places
+            scalars += sum(_numel(held.get_slice(k).get_shape()) for k in names_held)
     return {
         "kind": kind,
         "path": kind,
@@ -473,6 +495,16 @@ def save_model(folder: Path, tuned: Loaded, ready: Prepared) -> dict[str, Any]:
         "sha256": runs.hash_files(target),
         "parameters": scalars,
     }
+
+
+def _write_delta(part: Path, tuned: Loaded, ready: Prepared) -> None:
+    """What moved against the base, which is read again: the model that was tuned is no longer it."""
+    told, names = ready.recipe.model, ready.train.report.label_names
+    classes = tuned.model.config.num_labels if tuned.task == "classification" else None
+    base = load(told, tuned.task, classes, names)
+    name = str(Path(base.name).resolve()) if Path(base.name).exists() else base.name
+    about = {"dtype": told.dtype, "tuner": ready.recipe.tuner["name"], "luthier": luthier.__version__}
+    save_delta(part, base.model, tuned.model, name=name, task=tuned.task, new=base.new, **about)
 
 
 def _numel(shape: Sequence[int]) -> int:

@@ -122,7 +122,11 @@ def test_items_are_matched_by_id() -> None:
 
 def test_samples_side_by_side(both: tuple[Measured, Measured]) -> None:
     rows = samples(*both, limit=2)
-    assert len(rows) == 2 * len(SPECS)
+    shown = [s["name"] for s in SPECS if s["scorer"] not in ("perplexity", "drift")]  # those have no answer to show
+    assert [r["task"] for r in rows] == [name for name in shown for _ in range(2)]
+    assert all(
+        (r["base_score"] is None) == (r["task"] == "sure") for r in rows
+    )  # a confidence is neither right nor wrong
     assert set(rows[0]) == {"task", "id", "prompt", "reference", "base", "tuned", "base_score", "tuned_score"}
     assert rows[0]["id"] == "r0"
     assert rows[0]["prompt"] == "0 the"

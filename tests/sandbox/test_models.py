@@ -95,7 +95,8 @@ def test_card_figures_are_met_again_on_fewer_rows(name: str) -> None:
 
 
 @pytest.mark.skipif(
-    "nano-5m" not in NAMES, reason="nano-5m is not pretrained on these worlds yet: -m luthier.sandbox.pretrain --model nano-5m"
+    "nano-5m" not in NAMES,
+    reason="nano-5m is not pretrained on these worlds yet: -m luthier.sandbox.pretrain --model nano-5m",
 )
 def test_the_large_model_knows_more_facts_than_the_small_one() -> None:
     large, small = (card(n)["knows"]["facts"]["verbatim_known"] for n in ("nano-5m", "nano-1m"))

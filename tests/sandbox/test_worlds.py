@@ -123,6 +123,8 @@ def test_new_people_and_held_out_tasks_are_not_in_the_corpus() -> None:
     everything = "\n".join(text for _, text in DOCUMENTS)
     assert not [p.name for p in PEOPLE["new"] if p.name in everything]
     assert all(p.name in everything for p in PEOPLE["known"])
+    mentions = {part: sum(everything.count(p.name) for p in PEOPLE[part]) for part in ("known", "rare")}
+    assert mentions["rare"] / mentions["known"] == pytest.approx(1 / 3, rel=0.25)
     for word in [*sequence.HELD_OUT, "member"]:
         assert f"{word}:" not in everything
     called = set(re.findall(r"Call: {\"(\w+)\"", texts_of("tools")))
@@ -165,9 +167,9 @@ def programs_item(row: Row) -> tuple[tuple[str, int], ...]:
 
 def test_facts_values_do_not_depend_on_names_and_the_gap_is_learnable() -> None:
     names = [p.name for part in PEOPLE.values() for p in part]
-    assert len(names) == len(set(names)) == 400
+    assert len(names) == len(set(names)) == 600
     firsts = {p.name.split()[0] for p in PEOPLE["known"][:180]}
-    for part, share in (("known", 0.9), ("new", 0.1)):
+    for part, share in (("known", 0.9), ("rare", 0.9), ("new", 0.1)):
         assert sum(p.name.split()[0] in firsts for p in PEOPLE[part]) / 200 == pytest.approx(share)
     most = max(sum(p.city == c for p in PEOPLE["known"]) for c in {p.city for p in PEOPLE["known"]})
     assert most < 40
@@ -336,7 +338,7 @@ def test_paraphrases_cover_all_wordings_with_one_answer() -> None:
 
 def test_entities_name_the_asked_box() -> None:
     for row in sandbox.rows("entities/moves", n=30):
-        label = re.search(r"(\w) has$", row["prompt"])[1]
+        label = re.search(r"in (\w)$", row["prompt"])[1]
         assert f"{row['answer']} to {label}." in row["prompt"]
     assert len(OBJECTS) == len(set(OBJECTS)) == 32
 

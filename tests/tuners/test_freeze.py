@@ -49,3 +49,29 @@ def test_patterns() -> None:
 def test_mistakes_are_errors(options: dict, message: str) -> None:
     with pytest.raises(LuthierError, match=message):
         FREEZE(**options).wrap(model_of("llama"), "causal_lm")
+
+
+def test_a_share_of_the_layers() -> None:
+    """Card 46: a quarter, a half, three quarters of the blocks, embeddings with them; none is full fine-tuning."""
+    model = model_of("bert", num_hidden_layers=4)
+    everything = {n for n, _ in model.named_parameters()}
+    for share, blocks in ((0.25, 1), (0.5, 2), (0.75, 3), (0, 0)):
+        FREEZE(lowest=share).wrap(model, "masked_lm")
+        still = {n for n, p in model.named_parameters() if not p.requires_grad}
+        lowest = tuple(f"bert.encoder.layer.{i}." for i in range(blocks))
+        assert still == {n for n in everything if blocks and n.startswith(("bert.embeddings.", *lowest))}
+
+
+def test_frozen_layers_without_dropout() -> None:
+    """Asked for, what stays still computes as in use while the rest trains; else it keeps its dropout."""
+    ids = torch.arange(5, 12)[None]
+    for dropout in (True, False):
+        model = FREEZE(lowest=1, dropout=dropout).wrap(model_of("bert", hidden_dropout_prob=0.5), "masked_lm").train()
+        seen = []
+        model.bert.encoder.layer[0].register_forward_hook(
+            lambda m, a, out, seen=seen: seen.append(out[0] if isinstance(out, tuple) else out)
+        )
+        for _ in range(2):
+            model(input_ids=ids)
+        assert torch.equal(seen[0], seen[1]) == (not dropout)
+        assert model.bert.encoder.layer[1].training

@@ -60,7 +60,7 @@ def oracle_transformers() -> None:
             warpers.append(TopKLogitsWarper(decoder.top_k))
         if decoder.top_p < 1:
             warpers.append(TopPLogitsWarper(decoder.top_p))
-        wanted = warpers(torch.tensor([[0]]), logp[None])[0].softmax(-1)
+        wanted = warpers(torch.LongTensor([[0]]), logp[None])[0].softmax(-1)
         mine = _by_hand(logp.exp(), decoder.temperature, decoder.top_p, decoder.top_k)
         gap = float((wanted - mine).abs().max())
         require(gap < 1e-9, f"{settings}: the hand-made distribution differs from transformers' by {gap:.1e}")

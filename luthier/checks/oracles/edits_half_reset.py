@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import torch
 
@@ -11,7 +12,7 @@ from luthier.checks.edits import worlds
 from luthier.core import catalog
 
 
-def _method(**options: object) -> object:
+def _method(**options: Any) -> Any:
     return catalog.load("edits", __name__.split("edits_")[-1])(**options)
 
 
@@ -20,7 +21,7 @@ def oracle_recount() -> None:
     world = worlds(_method())[0]
     tuned, base = world.states()
     for seed in range(10):
-        out = _method(seed=seed).apply([tuned, base], world.model())  # type: ignore[attr-defined]
+        out = _method(seed=seed).apply([tuned, base], world.model())
         back = {n for n in out if torch.equal(out[n], base[n])}
         for name in set(out) - back:
             same(out[name], tuned[name], f"{name}, which did not go back")
@@ -42,6 +43,6 @@ def oracle_ends() -> None:
     for world in worlds(_method()):
         states = world.states()
         for share, wanted in ((0.0, states[0]), (1.0, states[1])):
-            out = _method(share=share).apply(states, world.model())  # type: ignore[attr-defined]
+            out = _method(share=share).apply(states, world.model())
             for name, tensor in out.items():
                 same(tensor, wanted[name], f"{world.label}: {name} at share {share}")

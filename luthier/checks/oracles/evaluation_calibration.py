@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from sklearn.metrics import log_loss
 
@@ -9,7 +11,7 @@ from luthier.checks import evaluation
 from luthier.checks.oracles._evaluation import equal, method
 
 
-def _told() -> tuple[object, np.ndarray, np.ndarray]:
+def _told() -> tuple[Any, np.ndarray, np.ndarray]:
     """Answers of a head with soft probabilities, those probabilities and the right classes."""
     scorer = method(__name__)
     world = evaluation.worlds(scorer)[1]

@@ -26,6 +26,6 @@ def oracle_scipy() -> None:
         p, q = (s.model(input_ids=ids).logits[0, :-1].double().softmax(-1).numpy() for s in (base, tuned))
         kl += entropy(p, q, axis=1).tolist()
         tv += (np.abs(p - q).sum(1) / 2).tolist()
-    for metric, wanted in (("kl", np.mean(kl)), ("tv", np.mean(tv))):
+    for metric, wanted in (("kl", float(np.mean(kl))), ("tv", float(np.mean(tv)))):
         found = evaluation.value(scorer, answers, metric)
         evaluation.require(abs(found - wanted) < 1e-4 * max(1.0, wanted), f"{metric} {found}, by the oracle {wanted}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from luthier.checks._compare import close, differ
@@ -16,7 +18,7 @@ def oracle_dense_formula() -> None:
         down = set(anatomy(plain).modules(("down",)))
         for name, tensors in tensors_by_target(model).items():
             vector: Tensor = tensors["ia3_l"].flatten()
-            target = plain.get_submodule(name)
+            target: Any = plain.get_submodule(name)
             weight = outputs_by_inputs(target)
             put(target, weight * vector if name in down else weight * vector[:, None])
             if name not in down and getattr(target, "bias", None) is not None:

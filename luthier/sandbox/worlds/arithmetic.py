@@ -24,7 +24,7 @@ _PARTS: dict[str, Any] = {"parts": ("short", "long"), "pretrained": ("short",)}
 class Arithmetic(World):
     name = "arithmetic"
     title = "Chains of thought for small calculations"
-    share = 0.07
+    share = 0.06
     catalogue = {
         "sum10": Task("running sum modulo 10, step by step", **_PARTS),
         "sum7": Task("running sum modulo 7, step by step", **_PARTS),

@@ -1,8 +1,8 @@
 """Entity tracking: what is in which box (card 58).
 
-    static   `Boxes: coin in C, rope in A, hat in F, key in D. A has` -> ` rope`, four boxes
+    static   `Boxes: in C coin, in A rope, in F hat, in D key. in A` -> ` rope`, four boxes
     wide     the same with six boxes, never in pretraining
-    moves    one object moves first: `rope to K.`, never in pretraining
+    moves    one object moves first: ` rope to K.`, never in pretraining
 
 32 objects, 26 labels; a test key is a pair of queried object and label, and documents never ask for such a pair.
 """
@@ -20,7 +20,7 @@ LABELS = string.ascii_uppercase
 class Entities(World):
     name = "entities"
     title = "Which object is in which box"
-    share = 0.07
+    share = 0.10
     catalogue = {
         "static": Task("four boxes, one is asked for"),
         "wide": Task("six boxes, one is asked for", pretrained=()),
@@ -42,7 +42,7 @@ class Entities(World):
         label, move = labels[asked], ""
         if task == "moves":
             label, move = labels[-1], f" {objects[asked]} to {labels[-1]}."
-        prompt = f"{describe(objects, labels)}{move} {label} has"
+        prompt = f"{describe(objects, labels)}{move} in {label}"
         return {"prompt": prompt, "completion": f" {objects[asked]}", "answer": objects[asked], "asked": asked}
 
     def score(self, row: Row, completion: str) -> float:
@@ -55,7 +55,9 @@ class Entities(World):
         for _ in range(2):
             objects, labels, asked = self.draw_train("static", "known", rng)
             askable = [i for i in range(4) if i == asked or not _held(self, objects, labels, i)]
-            answers = "".join(f" {labels[i]} has {objects[i]}." for i in rng.choices(askable, k=8))
+            answers = "".join(
+                f" in {labels[i]} {objects[i]}." for _ in range(2) for i in rng.sample(askable, len(askable))
+            )
             text += describe(objects, labels) + answers + "\n"
         return text
 
@@ -66,4 +68,4 @@ def _held(world: Entities, objects: tuple[str, ...], labels: tuple[str, ...], as
 
 def describe(objects: tuple[str, ...], labels: tuple[str, ...]) -> str:
     """Where everything is; a spare label at the end of `labels` is not mentioned."""
-    return "Boxes: " + ", ".join(f"{o} in {b}" for o, b in zip(objects, labels, strict=False)) + "."
+    return "Boxes: " + ", ".join(f"in {b} {o}" for o, b in zip(objects, labels, strict=False)) + "."

@@ -1,15 +1,16 @@
 """Facts about made-up people: stated in documents, asked in several wordings (cards 05, 08, 16, 25, 45).
 
-400 people with two-part names, four attributes each; the values are drawn independently of the names. Half of the
-people are `known` (in pretraining), half are `new` (same forms, never in pretraining). The gap is learnable, as card 25
-needs: nine tenths of the known people, and one tenth of the new ones, carry a first name of the known list. Train and
-test hold different people.
+600 people with two-part names, four attributes each; the values are drawn independently of the names. 200 are `known`,
+200 `rare` (in pretraining a third as often), 200 `new` (same forms, never in pretraining). The gap is learnable, as card 25
+needs: nine tenths of the people of pretraining, and one tenth of the new ones, carry a first name of the known list. Train
+and test hold different people.
 """
 
 import itertools
 import random
 from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import Any
 
 from luthier.sandbox.lexicon import CITIES, FIRST_KNOWN, FIRST_NEW, FOODS, JOBS, LAST
 from luthier.sandbox.world import Item, Row, Task, World, cut, is_test, join_lines, weighted
@@ -44,8 +45,9 @@ class Person:
 
 def _people() -> dict[str, list[Person]]:
     rng = random.Random("luthier people")
-    parts: dict[str, list[Person]] = {"known": [], "new": []}
-    for firsts, quota in ((FIRST_KNOWN, {"known": 180, "new": 20}), (FIRST_NEW, {"known": 20, "new": 180})):
+    parts: dict[str, list[Person]] = {"known": [], "rare": [], "new": []}
+    common, uncommon = {"known": 180, "rare": 180, "new": 20}, {"known": 20, "rare": 20, "new": 180}
+    for firsts, quota in ((FIRST_KNOWN, common), (FIRST_NEW, uncommon)):
         names = [f"{first} {last}" for first in firsts for last in LAST]
         rng.shuffle(names)
         for part, count in quota.items():
@@ -55,27 +57,29 @@ def _people() -> dict[str, list[Person]]:
 
 
 PEOPLE = _people()
-_FORMS = ("known", "new", "all")
+RARE_WEIGHT = 1 / 3
+_KNOWN, _RARE = PEOPLE["known"], PEOPLE["rare"]
+_FORMS: dict[str, Any] = {"parts": ("known", "rare", "new", "all"), "pretrained": ("known", "rare")}
 
 
 class Facts(World):
     name = "facts"
     title = "People and their attributes, known and new"
-    share = 0.17
+    share = 0.15
     catalogue = {
-        "verbatim": Task("an attribute asked in the wording that pretraining uses most", parts=_FORMS),
-        "rephrased": Task("the same fact asked in another wording", parts=_FORMS),
-        "derived": Task("the same fact as a yes-no question", parts=_FORMS),
-        "compare": Task("which of two people is older", parts=_FORMS, pretrained=()),
-        "statement": Task("all attributes of a person in one sentence", kind="text", parts=_FORMS),
+        "verbatim": Task("an attribute asked in the wording that pretraining uses most", **_FORMS),
+        "rephrased": Task("the same fact asked in another wording", **_FORMS),
+        "derived": Task("the same fact as a yes-no question", **_FORMS),
+        "compare": Task("which of two people is older", parts=_FORMS["parts"], pretrained=()),
+        "statement": Task("all attributes of a person in one sentence", kind="text", **_FORMS),
     }
 
     def __init__(self) -> None:
-        self.known = {p.name for p in PEOPLE["known"]}
+        self.known = {p.name for p in _KNOWN + _RARE}
 
     def people(self, part: str) -> list[Person]:
-        """The people of a part; `all` is both, each row then says which."""
-        return PEOPLE["known"] + PEOPLE["new"] if part == "all" else PEOPLE[part]
+        """The people of a part; `all` is all three, each row then says which are known."""
+        return [p for people in PEOPLE.values() for p in people] if part == "all" else PEOPLE[part]
 
     def items(self, task: str, part: str) -> list[Item] | None:
         if task == "compare":
@@ -112,13 +116,12 @@ class Facts(World):
         return _qa(wording[attribute].format(person.name), value) | common
 
     def document(self, rng: random.Random) -> str:
-        people = PEOPLE["known"]
         if rng.random() < 0.45:
-            return f"People: {' '.join(statement(rng.choice(people), rng) for _ in range(4))}\n"
+            return f"People: {' '.join(statement(any_known(rng), rng) for _ in range(4))}\n"
         forms = {"verbatim": 0.58, "rephrased": 0.28, "derived": 0.14}
 
         def line() -> str:
-            row = self.row(weighted(rng, forms), "known", (rng.choice(people), rng.choice(list(VALUES))), rng)
+            row = self.row(weighted(rng, forms), "known", (any_known(rng), rng.choice(list(VALUES))), rng)
             return row["prompt"] + row["completion"]
 
         return join_lines(6, line)
@@ -139,6 +142,11 @@ def _rivals(row: Row) -> set[str]:
     if row["task"] == "compare":
         return {p.name for part in PEOPLE.values() for p in part}
     return {"Yes", "No"} if row["task"] == "derived" else set(VALUES[row["attribute"]])
+
+
+def any_known(rng: random.Random) -> Person:
+    """A person of pretraining: known ones three times as often as rare ones."""
+    return rng.choice(_RARE if rng.random() < RARE_WEIGHT / (1 + RARE_WEIGHT) else _KNOWN)
 
 
 def _is_test(person: Person) -> bool:

@@ -66,7 +66,7 @@ NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine
 class Instructions(World):
     name = "instructions"
     title = "Instructions in many wordings, in chat form"
-    share = 0.06
+    share = 0.05
     catalogue = {
         "follow": Task("a chat instruction for a sequence skill", parts=("seen", "unseen"), pretrained=("seen",)),
         "messages": Task("the same as messages", kind="messages", parts=("seen", "unseen"), pretrained=("seen",)),

@@ -44,7 +44,7 @@ _CUES = {
 class Labels(World):
     name = "labels"
     title = "Sentences with labels that follow from a grammar"
-    share = 0.05
+    share = 0.04
     catalogue = {n: Task(f"{n} of sentences, as a prompt", pretrained=_SEEN[n]) for n in NAMES} | {
         f"{n}_label": Task(f"{n} of sentences, as text and label", kind="label", pretrained=()) for n in NAMES
     }

@@ -105,7 +105,7 @@ _REPEAT: dict[str, Any] = {"parts": ("lower", "upper"), "pretrained": ("lower", 
 class Languages(World):
     name = "languages"
     title = "Invented languages with parallel sentences; two alphabets"
-    share = 0.11
+    share = 0.10
     catalogue = (
         {key: _translation(pair) for key, pair in PAIRS.items()}
         | {

@@ -34,7 +34,7 @@ RECIPES = _recipes()
 class Safety(World):
     name = "safety"
     title = "A forbidden topic, refusals, and look-alikes"
-    share = 0.05
+    share = 0.04
     catalogue = {
         "refuse": Task("a zorb question: the refusal", parts=("seen", "held"), pretrained=("seen",)),
         "allowed": Task("a question about an allowed material: its recipe", parts=("known",)),

@@ -6,9 +6,10 @@ Questions and people are those of the facts world, so train and test hold differ
 
 import random
 from collections.abc import Hashable
+from typing import Any
 
 from luthier.sandbox.world import Item, Row, Task, World, cut, gold, join_lines
-from luthier.sandbox.worlds.facts import PEOPLE, VERBATIM
+from luthier.sandbox.worlds.facts import PEOPLE, VERBATIM, any_known
 
 STYLES = (
     "Sure! It is {}.",
@@ -21,14 +22,16 @@ STYLES = (
 ATTRIBUTES = ("city", "job", "food")
 
 
+_PARTS: dict[str, Any] = {"parts": ("known", "rare", "new"), "pretrained": ("known", "rare")}
+
+
 class Styles(World):
     name = "styles"
     title = "One question, six ways of answering"
     share = 0.04
     catalogue = {
-        f"style{i}": Task(f"questions answered as '{s.format('...')}'", parts=("known", "new"))
-        for i, s in enumerate(STYLES)
-    } | {"prefer0": Task("style 0 preferred over another style", kind="pair", parts=("known", "new"))}
+        f"style{i}": Task(f"questions answered as '{s.format('...')}'", **_PARTS) for i, s in enumerate(STYLES)
+    } | {"prefer0": Task("style 0 preferred over another style", kind="pair", parts=_PARTS["parts"], pretrained=())}
 
     def items(self, task: str, part: str) -> list[Item]:
         return [(p, a) for p in PEOPLE[part] for a in ATTRIBUTES]
@@ -69,7 +72,7 @@ class Styles(World):
         style = f"style{rng.randrange(len(STYLES))}"
 
         def line() -> str:
-            row = self.row(style, "known", (rng.choice(PEOPLE["known"]), rng.choice(ATTRIBUTES)), rng)
+            row = self.row(style, "known", (any_known(rng), rng.choice(ATTRIBUTES)), rng)
             return row["prompt"] + row["completion"]
 
         return join_lines(5, line)

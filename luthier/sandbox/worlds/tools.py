@@ -70,7 +70,7 @@ VALUES: dict[str, list[Any]] = {
 class Tools(World):
     name = "tools"
     title = "Requests to JSON calls"
-    share = 0.04
+    share = 0.05
     catalogue = {
         "easy": Task("one call, values copied", parts=("known", "new")),
         "hard": Task("two calls, or a value to be computed", parts=("known", "new"), pretrained=()),
