@@ -48,8 +48,9 @@ from luthier.core.batch import (
 from luthier.core.config import TrainSettings
 from luthier.core.logprobs import Scorer
 from luthier.core.method import Loss, LuthierError, Objective, PartialTuner, Tuner
+from luthier.core.probe import Probe
 from luthier.core.runs import RunFolder
-from luthier.core.trainable import BlockGuard
+from luthier.core.trainable import BlockGuard, Selection
 
 
 class Diverged(LuthierError):
@@ -164,6 +165,9 @@ def _sharing_pays(examples: Sequence[GroupExample]) -> bool:
     return shared < 0.85 * apart
 
 
+PROBE_BATCHES = 4
+"""Micro-batches that a tuner which chooses on data is shown."""
+
 # ---------------------------------------------------------------------------------------------- optimisers
 
 
@@ -266,29 +270,68 @@ class Loop:
         self.patience_left = settings.early_stopping_patience
         self.stop_reason: str | None = None
         self.guard: BlockGuard | None = None
-        self.tokens = self.padded = 0
-        self.seconds = 0.0
+        self.selection = Selection()
+        self.resuming = False
+        self.tokens = self.padded = self.charged = 0
+        self.seconds = self.train_flops = 0.0
+        self.step_seconds: list[float] = []
 
     # set-up -------------------------------------------------------------------------------------------
 
     def _select(self, epoch: int) -> None:
-        """Draw what moves (partial tuners): once a stage, or once an epoch where the method says so."""
-        if not isinstance(self.tuner, PartialTuner):
-            return
-        mode = getattr(self.tuner, "reselect", "never")
-        key = {
-            "stage": f"{self.seed}/{self.stage}",
-            "epoch": f"{self.seed}/{self.stage}/{epoch}",
-            "never": f"{self.seed}",
-        }
-        selection = self.tuner.select(self.plain, random.Random(key[mode]))
-        keep_heads = task_head_names(self.plain)
-        selection.whole |= keep_heads
-        selection.apply(self.plain)
+        """Draw or choose what moves: once a stage, or again in epochs in which the method says so."""
+        if self.tuner.chooses:
+            probe = self._probe(epoch)
+            self._hold(self.tuner.choose(self.plain, probe))
+            self.train_flops += probe.flops
+            self._record({"step": self.step_index, "epoch": epoch, "selection": self.selection.note})
+        elif isinstance(self.tuner, PartialTuner):
+            mode = getattr(self.tuner, "reselect", "never")
+            key = {
+                "stage": f"{self.seed}/{self.stage}",
+                "epoch": f"{self.seed}/{self.stage}/{epoch}",
+                "never": f"{self.seed}",
+            }
+            self._hold(self.tuner.select(self.plain, random.Random(key[mode])))
+
+    def _hold(self, selection: Selection) -> None:
+        """Make `selection`, and a task head with it, what moves."""
+        selection.whole |= task_head_names(self.plain)
         if self.guard is not None:
             self.guard.release()
+        selection.apply(self.plain)
         self.guard = selection.guard(self.plain) if selection.blocks else None
         self.selection = selection
+
+    def _probe(self, epoch: int) -> Probe:
+        """The first micro-batches of the coming epoch, the same on every process, for tuners that choose on data."""
+        if self.guard is not None:
+            self.guard.release()
+            self.guard = None
+        step = epoch * self.plan.steps_per_epoch
+        device, scorer = next(self.plain.parameters()).device, Scorer(self.plain)
+        batches = [
+            self._batch(self._chunks(s)[0], s).to(device)
+            for s in range(step, step + min(PROBE_BATCHES, self.plan.steps_per_epoch))
+        ]
+
+        def loss_of(batch: Batch) -> Callable[[], Tensor]:
+            def mean() -> Tensor:
+                with self.accelerator.autocast():
+                    loss = self.objective.compute(scorer, batch)
+                return loss.sum / loss.weight
+
+            return mean
+
+        def optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+            lr = self.learning_rate * rate(min(step, self.total - 1), self.total, self.settings)
+            return make_optimizer([{"params": parameters, "lr": lr}], self.settings)
+
+        limit = self.settings.max_grad_norm if self.settings.max_grad_norm > 0 else math.inf
+        state = dict(self.optimizer.state) if hasattr(self, "optimizer") else {}
+        return Probe(
+            self.plain, [loss_of(b) for b in batches], [b.ids.numel() for b in batches], optimizer, state, limit, epoch
+        )
 
     def _groups(self) -> list[dict[str, Any]]:
         named = {n: p for n, p in self.plain.named_parameters() if p.requires_grad}
@@ -317,7 +360,9 @@ class Loop:
         if self.settings.gradient_checkpointing:
             self.plain.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             self.plain.enable_input_require_grads()
-        self._select(0)
+        self.scalars = meter.scalars(self.plain, self.tuner)
+        if not (self.tuner.chooses and self.resuming):  # a choice is taken from the checkpoint
+            self._select(0)
         self._make_optimizer()
         self.cost = self._measure()
         self.wrapped, self.prepared = self.accelerator.prepare(self.model, self.optimizer)
@@ -353,8 +398,20 @@ class Loop:
         cost = meter.step_cost(
             self.plain, lambda: self.objective.compute(plain, batch).sum, batch.tokens, batch.ids.numel()
         )
-        trainable, total = meter.count(self.plain)
-        return {"trainable_parameters": trainable, "total_parameters": total, **cost.as_dict()}
+        told = meter.scalars(self.plain)
+        return {
+            "trainable_parameters": self.selection.count(self.plain) if self.selection.whole else told.trained,
+            "head_parameters": told.head,
+            "total_parameters": told.total,
+            "served_parameters": self.scalars.served,
+            **cost.as_dict(),
+        }
+
+    def _charge(self) -> None:
+        """Operations since the last charge, at what a padded token costs with what moves now."""
+        per_token = (self.cost["forward_flops"] + self.cost["backward_flops"]) / max(1, self.cost["padded_tokens"])
+        self.train_flops += per_token * (self.padded - self.charged)
+        self.charged = self.padded
 
     # batches ------------------------------------------------------------------------------------------
 
@@ -450,6 +507,7 @@ class Loop:
     def fit(self, resume: Path | None = None) -> Fitted:
         """Train to the end. Raises Diverged or Interrupted; both leave a checkpoint behind where a run folder is given."""
         seed_everything(self.seed, self.settings.full_determinism)
+        self.resuming = resume is not None
         self._prepare()
         if resume is not None:
             self.load(resume)
@@ -462,7 +520,8 @@ class Loop:
                 begun = time.perf_counter()
                 summed, weight, figures, norm = self._step()
                 self.step_index += 1
-                self.seconds += time.perf_counter() - begun
+                self.step_seconds.append(time.perf_counter() - begun)
+                self.seconds += self.step_seconds[-1]
                 window.add(summed, weight, figures, norm)
                 self._tell("step")
                 self._after_step(window)
@@ -475,7 +534,7 @@ class Loop:
     def _epoch_begins(self) -> None:
         epoch, at = divmod(self.step_index, self.plan.steps_per_epoch)
         if at == 0:
-            if epoch > 0 and getattr(self.tuner, "reselect", None) == "epoch":
+            if epoch > 0 and self.tuner.due(epoch):
                 self._reselect(epoch)
             self._tell("epoch", epoch)
 
@@ -486,8 +545,14 @@ class Loop:
             DistributedType.MULTI_GPU,
         ):
             raise LuthierError("tuner.reselect: epoch does not work with sharded parameters: use stage")
+        self._charge()
         self._select(epoch)
+        self._renew()
+
+    def _renew(self) -> None:
+        """Optimiser, cost and wrapper for what moves now."""
         self._make_optimizer()
+        self.cost = self._measure()
         self.wrapped, self.prepared = self.accelerator.prepare(self.plain, self.optimizer)
         self.scorer.model = self.wrapped
 
@@ -589,17 +654,17 @@ class Loop:
             self._load_weights(self.run.path / self.best[1])
         losses = [r["loss"] for r in self.history if "loss" in r]
         seconds = max(self.seconds, 1e-9)
-        flops = (self.cost["forward_flops"] + self.cost["backward_flops"]) / max(1, self.cost["padded_tokens"])
+        self._charge()
         cost = {
             **{k: v for k, v in self.cost.items() if k not in ("tokens", "padded_tokens")},
             "optimizer_bytes": meter.optimizer_bytes(self.optimizer),
             "peak_memory_bytes": meter.peak_memory_bytes(self.plain, self.optimizer, self.cost["saved_tensor_bytes"]),
             "train_seconds": round(self.seconds, 3),
-            "step_seconds": self.seconds / max(1, self.step_index),
+            "step_seconds": meter.step_seconds(self.step_seconds),
             "steps": self.step_index,
             "tokens": self.tokens * self.accelerator.num_processes,
             "tokens_per_second": self.tokens * self.accelerator.num_processes / seconds,
-            "train_flops": flops * self.padded * self.accelerator.num_processes,
+            "train_flops": self.train_flops * self.accelerator.num_processes,
         }
         self.wrapped.eval()
         return Fitted(
@@ -639,7 +704,11 @@ class Loop:
         return path
 
     def _state(self) -> dict[str, Any]:
+        self._charge()
+        chosen = {"selection": self.selection.as_dict()} if self.tuner.chooses else {}
         return {
+            **chosen,
+            "train_flops": self.train_flops,
             "global_step": self.step_index,
             "max_steps": self.total,
             "epoch": self.step_index / self.plan.steps_per_epoch,
@@ -674,7 +743,10 @@ class Loop:
         state = json.loads((folder / "trainer_state.json").read_text())
         self.step_index = state["global_step"]
         epoch = (self.step_index - 1) // self.plan.steps_per_epoch if self.step_index else 0
-        if epoch > 0 and getattr(self.tuner, "reselect", None) == "epoch":
+        if self.tuner.chooses:
+            self._hold(Selection.from_dict(state["selection"]))
+            self._renew()
+        elif epoch > 0 and self.tuner.due(epoch):
             self._reselect(epoch)
         if self.sharded:
             self.accelerator.load_state(str(folder))
@@ -691,6 +763,7 @@ class Loop:
         self.best = (state["best_metric"], state["best_model_checkpoint"]) if state["best_model_checkpoint"] else None
         self.patience_left, self.history = state["patience_left"], state["log_history"]
         self.tokens, self.padded, self.seconds = state["tokens"], state["padded"], state["seconds"]
+        self.train_flops, self.charged = state.get("train_flops", 0.0), state["padded"]
         if self.guard is not None:
             self._refresh_guard()
         if self.run is not None and self.accelerator.is_main_process:

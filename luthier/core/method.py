@@ -19,6 +19,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from luthier.core.batch import Batch, Example
     from luthier.core.logprobs import Scorer
+    from luthier.core.probe import Probe
     from luthier.core.trainable import Selection
 
 
@@ -63,12 +64,14 @@ class Tuner(Method):
     kinds         model kinds: "decoder", "encoder", "encoder-decoder"
     artefact      "adapter" (a peft folder) or "model" (an ordinary checkpoint)
     learning_rate what a recipe that names none gets
+    chooses       True: what moves is chosen on the run's own data; the loop then calls `choose`
     """
 
     capabilities: ClassVar[frozenset[str]] = frozenset()
     kinds: ClassVar[frozenset[str]] = frozenset({"decoder", "encoder", "encoder-decoder"})
     artefact: ClassVar[str] = "model"
     learning_rate: ClassVar[float] = 2e-5
+    chooses: ClassVar[bool] = False
 
     def wrap(self, model: nn.Module, task: str, seed: int = 0) -> nn.Module:
         """Make `model` trainable in this method's way and return the module to train.
@@ -85,6 +88,14 @@ class Tuner(Method):
     def groups(self, model: nn.Module) -> list[dict[str, Any]] | None:
         """Parameter groups [{"params": [names], "lr_scale": float, ...}] or None for one group."""
         return None
+
+    def due(self, epoch: int) -> bool:
+        """Whether what moves is drawn or chosen again as epoch `epoch` > 0 begins."""
+        return getattr(self, "reselect", "never") == "epoch"
+
+    def choose(self, model: nn.Module, probe: Probe) -> Selection:
+        """What moves from here on, of the wrapped `model`. `probe` has batches, gradients, optimiser and costs."""
+        raise NotImplementedError
 
 
 TUNER_CAPABILITIES: dict[str, str] = {

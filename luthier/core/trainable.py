@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +67,14 @@ class Selection:
         for name, blocks in self.blocks.items():
             seen.setdefault(id(parameters[name]), _elements(parameters[name], blocks))
         return sum(seen.values())
+
+    def as_dict(self) -> dict[str, object]:
+        """For a checkpoint."""
+        return {"whole": sorted(self.whole), "blocks": {n: [list(b) for b in bs] for n, bs in self.blocks.items()}}
+
+    @classmethod
+    def from_dict(cls, told: dict[str, Any]) -> Selection:
+        return cls(set(told["whole"]), {n: [tuple(b) for b in bs] for n, bs in told["blocks"].items()})
 
     def guard(self, model: nn.Module) -> BlockGuard:
         return BlockGuard({n: (p, self.blocks[n]) for n, p in model.named_parameters() if n in self.blocks})

@@ -1,0 +1,96 @@
+"""GreenTrainer: every few epochs, train the tensors that promise the largest fall of the loss within a budget of operations.
+
+    m = argmax sum_{k in m} I_k   subject to   F + T(m) <= budget (F + T(all))
+    T(m) = sum_{k in m} dw_k + sum_{operators between a tensor of m and the loss} dy_op
+    I_k  = - < grad_k(W + dW), dW_k >,       dW the optimiser's own next step on all tensors
+
+    budget    share of the operations of full fine-tuning, forward pass F included
+    interval  epochs between two choices
+    exclude   regular expressions over parameter names that never move
+    dw, dy    operations for a weight's gradient, and for passing a gradient through an operator
+Start:      the base model. Before the loop has shown its data, everything may move.
+Cost:       forward and backward together at most `budget` of full fine-tuning on the batches that the choice was made on;
+            each choice costs two passes over four batches, and one recorded pass.
+Paper:      Huang et al., 2023, "Towards Green AI in Fine-tuning Large Language Models via Adaptive Backpropagation",
+            arXiv:2309.13192, section 3.
+Departures: costs come from the graph of a real step, not from a table of layer kinds, and branches (q, k, v) are
+            parallel; the published recursion does not find the best set, this selection does (tuners/_selection.py), in
+            whole operations instead of 1/1000 of a step. Probing restores optimiser state and schedule as well as
+            weights. A budget that cannot be kept is an error, never raised in silence. Tensors that stay chosen keep
+            their moments, those that are dropped lose them. A task head always moves, inside the budget.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+from torch import nn
+
+from luthier.core.flops import GraphCost
+from luthier.core.meter import in_task_head
+from luthier.core.method import LuthierError, PartialTuner
+from luthier.core.probe import Probe
+from luthier.core.trainable import Selection
+from luthier.tuners._selection import Chosen, backward_budget, best_set
+
+
+@dataclass(frozen=True)
+class Green(PartialTuner):
+    paper: ClassVar[str] = "arXiv:2309.13192"
+    cards: ClassVar[tuple[int, ...]] = (65,)
+    capabilities: ClassVar[frozenset[str]] = frozenset({"identity", "generate"})
+    chooses: ClassVar[bool] = True
+
+    budget: float = 0.5
+    interval: int = 2
+    exclude: tuple[str, ...] = ()
+
+    @classmethod
+    def example(cls) -> Self:
+        return cls(budget=0.7)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.budget <= 1:
+            raise LuthierError(f"tuner.budget is {self.budget}: a number above 0 and at most 1")
+        if self.interval < 1:
+            raise LuthierError(f"tuner.interval is {self.interval}: at least one epoch")
+
+    def due(self, epoch: int) -> bool:
+        return epoch % self.interval == 0
+
+    def select(self, model: nn.Module, rng: random.Random) -> Selection:
+        names = [n for n, _ in model.named_parameters()]
+        for pattern in self.exclude:
+            if not any(re.search(pattern, n) for n in names):
+                raise LuthierError(f"tuner.exclude: '{pattern}' matches no parameter (the first is '{names[0]}')")
+        return Selection(whole={n for n in names if not any(re.search(p, n) for p in self.exclude)})
+
+    def choose(self, model: nn.Module, probe: Probe) -> Selection:
+        candidates = self.select(model, random.Random(0)).whole
+        names = [n for n, _ in model.named_parameters() if n in candidates or in_task_head(n)]
+        cost = probe.cost({n: [n] for n in names})
+        always = cost.bits(n for n in names if in_task_head(n))
+        importance = probe.importance(names)
+        room = backward_budget(self.budget, cost, "tuner.budget")
+        chosen = best_set(cost, [importance[n] for n in names], room, always)
+        if not chosen.bits:
+            raise LuthierError("no tensor promises a lower loss: lower learning_rate, or the model has converged")
+        return Selection(whole=set(cost.names(chosen.bits)), note=note(cost, chosen, importance, room))
+
+
+def note(cost: GraphCost, chosen: Chosen, importance: dict[str, float], room: int) -> dict[str, object]:
+    """What a choice rests on, for the record: operations are of the probe's batches."""
+    peak = max((abs(v) for v in importance.values()), default=0.0) or 1.0
+    return {
+        "tensors": cost.names(chosen.bits),
+        "importance": {n: round(importance[n] / peak, 4) for n in cost.names(chosen.bits)},
+        "captured": chosen.value / (sum(v for v in importance.values() if v > 0) or 1.0),
+        "forward_flops": cost.forward,
+        "backward_flops": chosen.flops,
+        "backward_budget": room,
+        "full_flops": cost.forward + cost.full,
+        "share_of_full": (cost.forward + chosen.flops) / (cost.forward + cost.full),
+    }
