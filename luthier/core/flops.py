@@ -6,6 +6,7 @@ One backward pass with everything movable runs under a recorder: each product is
 and on the inputs of the node whose gradient it serves. R is the set of units that lie behind those inputs. A weight's
 own gradient serves that weight alone; a gradient that passes through an operator serves all that lies below it on that
 branch. So T is exact for every subset: parallel branches (q, k, v), tied tensors and several stacks are in the graph.
+It holds as long as the same kernels run (T5's fused attention takes another one where its position bias stands still).
 
 Multiply-adds count twice; elementwise work is not counted (nor by torch's counter, whose formulas these are).
 """
@@ -99,7 +100,9 @@ class _Recorder(TorchDispatchMode):
         super().__init__()
         self.formulas = {**flop_registry, **{k: _by_shape(v) for k, v in MISSING.items()}}
         self.node: Any = None
-        self.booked: list[tuple[Any, int, tuple[int, ...]]] = []  # node, operations, indices of its inputs that need them
+        self.booked: list[
+            tuple[Any, int, tuple[int, ...]]
+        ] = []  # node, operations, indices of its inputs that need them
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -190,6 +190,13 @@ class Scorer:
             )
         return head
 
+    def warm(self) -> Scorer:
+        """Measure now what is else measured on first use, so that no cost of it falls on the first batch."""
+        head = self.plain.get_output_embeddings()
+        if head is not None:
+            self._ends_at_head(head)
+        return self
+
     def token_logp(self, batch: Batch) -> Tensor:
         """Log-probability (N,) of each scored token."""
         head, source, target = self.head, batch.source, batch.target

@@ -300,7 +300,7 @@ class Loop:
         if self.guard is not None:
             self.guard.release()
         selection.apply(self.plain)
-        self.guard = selection.guard(self.plain) if selection.blocks else None
+        self.guard = selection.guard(self.plain) if selection.blocks or selection.entries else None
         self.selection = selection
 
     def _probe(self, epoch: int) -> Probe:
@@ -309,7 +309,7 @@ class Loop:
             self.guard.release()
             self.guard = None
         step = epoch * self.plan.steps_per_epoch
-        device, scorer = next(self.plain.parameters()).device, Scorer(self.plain)
+        device, scorer = next(self.plain.parameters()).device, Scorer(self.plain).warm()
         batches = [
             self._batch(self._chunks(s)[0], s).to(device)
             for s in range(step, step + min(PROBE_BATCHES, self.plan.steps_per_epoch))
@@ -391,7 +391,7 @@ class Loop:
         """Cost of one micro-batch of the first step, before anything moves."""
         rows = self._chunks(0)[0]
         batch = self._batch(rows, 0)
-        plain = Scorer(self.plain)
+        plain = Scorer(self.plain).warm()
         device = next(self.plain.parameters()).device
         batch = batch.to(device)
         self.plain.train()
@@ -400,7 +400,7 @@ class Loop:
         )
         told = meter.scalars(self.plain)
         return {
-            "trainable_parameters": self.selection.count(self.plain) if self.selection.whole else told.trained,
+            "trainable_parameters": self.selection.count(self.plain) if self.selection else told.trained,
             "head_parameters": told.head,
             "total_parameters": told.total,
             "served_parameters": self.scalars.served,
@@ -627,8 +627,8 @@ class Loop:
         self._record(row)
         self._tell("evaluated", row)
         metric = row.get(self.settings.metric_for_best_model, value)
-        better = (
-            self.best is None or ((metric > self.best[0]) == self.settings.greater_is_better and metric != self.best[0])
+        better = self.best is None or (
+            (metric > self.best[0]) == self.settings.greater_is_better and metric != self.best[0]
         )
         if better:
             name = f"checkpoint-{self.step_index}"
@@ -657,6 +657,7 @@ class Loop:
         self._charge()
         cost = {
             **{k: v for k, v in self.cost.items() if k not in ("tokens", "padded_tokens")},
+            "moved_parameters": self.cost["trainable_parameters"] - (self.guard.idle() if self.guard else 0),
             "optimizer_bytes": meter.optimizer_bytes(self.optimizer),
             "peak_memory_bytes": meter.peak_memory_bytes(self.plain, self.optimizer, self.cost["saved_tensor_bytes"]),
             "train_seconds": round(self.seconds, 3),

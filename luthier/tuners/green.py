@@ -14,7 +14,7 @@ Cost:       forward and backward together at most `budget` of full fine-tuning o
 Paper:      Huang et al., 2023, "Towards Green AI in Fine-tuning Large Language Models via Adaptive Backpropagation",
             arXiv:2309.13192, section 3.
 Departures: costs come from the graph of a real step, not from a table of layer kinds, and branches (q, k, v) are
-            parallel; the published recursion does not find the best set, this selection does (tuners/_selection.py), in
+            parallel; the published recursion does not find the best set, this selection does (core/budget.py), in
             whole operations instead of 1/1000 of a step. Probing restores optimiser state and schedule as well as
             weights. A budget that cannot be kept is an error, never raised in silence. Tensors that stay chosen keep
             their moments, those that are dropped lose them. A task head always moves, inside the budget.
@@ -29,12 +29,11 @@ from typing import ClassVar, Self
 
 from torch import nn
 
-from luthier.core.flops import GraphCost
+from luthier.core.budget import backward_budget, best_set, note
 from luthier.core.meter import in_task_head
 from luthier.core.method import LuthierError, PartialTuner
 from luthier.core.probe import Probe
 from luthier.core.trainable import Selection
-from luthier.tuners._selection import Chosen, backward_budget, best_set
 
 
 @dataclass(frozen=True)
@@ -73,24 +72,9 @@ class Green(PartialTuner):
         names = [n for n, _ in model.named_parameters() if n in candidates or in_task_head(n)]
         cost = probe.cost({n: [n] for n in names})
         always = cost.bits(n for n in names if in_task_head(n))
-        importance = probe.importance(names)
+        importance = list(probe.importance(names).values())
         room = backward_budget(self.budget, cost, "tuner.budget")
-        chosen = best_set(cost, [importance[n] for n in names], room, always)
+        chosen = best_set(cost, importance, room, always)
         if not chosen.bits:
             raise LuthierError("no tensor promises a lower loss: lower learning_rate, or the model has converged")
         return Selection(whole=set(cost.names(chosen.bits)), note=note(cost, chosen, importance, room))
-
-
-def note(cost: GraphCost, chosen: Chosen, importance: dict[str, float], room: int) -> dict[str, object]:
-    """What a choice rests on, for the record: operations are of the probe's batches."""
-    peak = max((abs(v) for v in importance.values()), default=0.0) or 1.0
-    return {
-        "tensors": cost.names(chosen.bits),
-        "importance": {n: round(importance[n] / peak, 4) for n in cost.names(chosen.bits)},
-        "captured": chosen.value / (sum(v for v in importance.values() if v > 0) or 1.0),
-        "forward_flops": cost.forward,
-        "backward_flops": chosen.flops,
-        "backward_budget": room,
-        "full_flops": cost.forward + cost.full,
-        "share_of_full": (cost.forward + chosen.flops) / (cost.forward + cost.full),
-    }

@@ -1,5 +1,7 @@
 """The meter against closed forms: a stack of linear layers, torch's counter, and bytes counted by hand."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -16,9 +18,9 @@ N, SIZES = 24, (16, 32, 48, 8)
 
 def stack() -> tuple[nn.Sequential, list[int], torch.Tensor]:
     torch.manual_seed(0)
-    layers = [nn.Linear(a, b) for a, b in zip(SIZES, SIZES[1:])]
+    layers = [nn.Linear(a, b) for a, b in pairwise(SIZES)]
     model = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
-    return model, [2 * N * a * b for a, b in zip(SIZES, SIZES[1:])], torch.randn(N, SIZES[0])
+    return model, [2 * N * a * b for a, b in pairwise(SIZES)], torch.randn(N, SIZES[0])
 
 
 @pytest.mark.parametrize("lowest", [0, 1, 2])

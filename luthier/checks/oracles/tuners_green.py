@@ -10,10 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from luthier.checks._compare import require
 from luthier.checks._models import WORLDS, World
 from luthier.checks.oracles._tuners import method
+from luthier.core.budget import best_set
 from luthier.core.flops import GraphCost, graph_cost
 from luthier.core.logprobs import Scorer
 from luthier.core.probe import Probe
-from luthier.tuners._selection import best_set
 
 
 def _chain(rng: random.Random, tensors: int) -> tuple[list[int], list[int], list[float]]:
@@ -46,9 +46,7 @@ def oracle_chain_by_trying_all() -> None:
             cost.shared[deeper] = cost.shared.get(deeper, 0) + dy[k]
         budget = int(rng.random() * (sum(dw) + sum(dy)))
         found = best_set(cost, value, budget)
-        best = max(
-            sum(value[k] for k in range(9) if m >> k & 1) for m in range(512) if _price(m, dw, dy) <= budget
-        )
+        best = max(sum(value[k] for k in range(9) if m >> k & 1) for m in range(512) if _price(m, dw, dy) <= budget)
         require(_price(found.bits, dw, dy) == found.flops <= budget, "a set over its budget, or wrongly priced")
         require(abs(found.value - best) < 1e-9, f"found {found.value}, the best set is worth {best}")
 
@@ -75,14 +73,12 @@ def oracle_branches_by_trying_all() -> None:
 
 def _probe(world: World) -> Probe:
     model = world.base(attn_implementation="eager").train()
-    scorer, batch = Scorer(model), world.batch()
-    scorer.model.eval()
+    scorer, batch = Scorer(model).warm(), world.batch()
 
     def loss_of() -> torch.Tensor:
         loss = world.objective.compute(scorer, batch)
         return loss.sum / loss.weight
 
-    loss_of()
     return Probe(model, [loss_of], [batch.ids.numel()], lambda ps: torch.optim.AdamW(ps, lr=0.003, weight_decay=0.1))
 
 
