@@ -16,7 +16,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,10 +46,11 @@ from luthier.core.batch import (
     pack,
 )
 from luthier.core.config import TrainSettings
+from luthier.core.layer_cache import LayerCache, layer_cache
 from luthier.core.logprobs import Scorer
 from luthier.core.method import Loss, LuthierError, Objective, PartialTuner, Tuner
 from luthier.core.probe import Probe
-from luthier.core.runs import RunFolder
+from luthier.core.runs import RunFolder, cache_folder
 from luthier.core.trainable import BlockGuard, Selection
 
 
@@ -270,6 +271,7 @@ class Loop:
         self.patience_left = settings.early_stopping_patience
         self.stop_reason: str | None = None
         self.guard: BlockGuard | None = None
+        self.kept: LayerCache | None = None
         self.selection = Selection()
         self.resuming = False
         self.tokens = self.padded = self.charged = 0
@@ -367,6 +369,25 @@ class Loop:
         self.cost = self._measure()
         self.wrapped, self.prepared = self.accelerator.prepare(self.model, self.optimizer)
         self.scorer = Scorer(self.wrapped, self.plain)
+        self.kept = self._keep_layers()
+
+    def _keep_layers(self) -> LayerCache | None:
+        """Activations below what moves now, where they can be kept (train.cache_frozen_layers)."""
+        scorer = Scorer(self.plain).warm()
+
+        def run(batch: Batch) -> Tensor:
+            with self.accelerator.autocast():
+                return self.objective.compute(scorer, batch).sum
+
+        return layer_cache(
+            self.plain, self.objective, self.examples, self.collate, run, self._batch([0], 0),
+            self.settings.cache_frozen_layers,
+            worthwhile=self.total - self.step_index >= 2 * self.plan.steps_per_epoch, sharded=self.sharded,
+            checkpointing=self.settings.gradient_checkpointing, folder=cache_folder() / "layers",
+        )  # fmt: skip
+
+    def _reused(self, rows: Sequence[int], batch: Batch) -> AbstractContextManager[None]:
+        return nullcontext() if self.kept is None else self.kept.serving(rows, batch, self.accelerator.autocast)
 
     @property
     def plain(self) -> nn.Module:
@@ -412,6 +433,9 @@ class Loop:
         per_token = (self.cost["forward_flops"] + self.cost["backward_flops"]) / max(1, self.cost["padded_tokens"])
         self.train_flops += per_token * (self.padded - self.charged)
         self.charged = self.padded
+        if self.kept is not None:
+            self.train_flops -= self.kept.saved_flops
+            self.kept.served = 0
 
     # batches ------------------------------------------------------------------------------------------
 
@@ -445,7 +469,8 @@ class Loop:
 
     def _step(self) -> tuple[Tensor, float, dict[str, tuple[Tensor, float]], Tensor]:
         """Forward and backward over the micro-batches of this step, clip, and take the step."""
-        mine = [(self._batch(rows, self.step_index), counts) for rows, counts in self._mine(self.step_index)]
+        shares = self._mine(self.step_index)
+        mine = [(self._batch(rows, self.step_index), counts) for rows, counts in shares]
         weights = [self.objective.weight(b) if counts else 0.0 for b, counts in mine]
         total = self._total_weight(sum(weights))
         if total == 0:
@@ -460,7 +485,7 @@ class Loop:
             tokens = batch.tokens  # counted before the batch moves: asking a device would wait for it
             batch = batch.to(self.device)
             with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
-                with self.accelerator.autocast():
+                with self.accelerator.autocast(), self._reused(shares[i][0], batch):
                     loss = self.objective.compute(self.scorer, batch)
                 self._check_weight(loss, weights[i], counts)
                 self.accelerator.backward(loss.sum * (scale if counts else 0.0))
@@ -555,6 +580,7 @@ class Loop:
         self.cost = self._measure()
         self.wrapped, self.prepared = self.accelerator.prepare(self.plain, self.optimizer)
         self.scorer.model = self.wrapped
+        self.kept = self._keep_layers()
 
     def _after_step(self, window: _Window) -> None:
         step, settings = self.step_index, self.settings

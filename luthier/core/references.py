@@ -21,13 +21,7 @@ from luthier.core.batch import GroupExample
 from luthier.core.config import TrainSettings
 from luthier.core.logprobs import Scorer
 from luthier.core.loop import collator
-from luthier.core.runs import hash_tensors
-
-
-def cache_folder() -> Path:
-    """LUTHIER_CACHE, or the user's cache folder."""
-    base = os.environ.get("LUTHIER_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "luthier"
-    return Path(base)
+from luthier.core.runs import cache_folder, hash_tensors
 
 
 def data_hash(examples: Sequence[GroupExample]) -> str:

@@ -62,6 +62,12 @@ def _whole(path: Path, write: Callable[[Path], Any]) -> None:
     _flush_folder(path.parent)
 
 
+def cache_folder() -> Path:
+    """LUTHIER_CACHE, or the user's cache folder."""
+    base = os.environ.get("LUTHIER_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "luthier"
+    return Path(base)
+
+
 def write_folder(path: Path, write: Callable[[Path], Any]) -> None:
     """Let `write(temporary folder)` fill a folder, then put it in the place of `path` in one step."""
     part = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
