@@ -275,7 +275,7 @@ class Loop:
         self.selection = Selection()
         self.resuming = False
         self.tokens = self.padded = self.charged = 0
-        self.seconds = self.train_flops = 0.0
+        self.seconds = self.train_flops = self.choice_flops = 0.0
         self.step_seconds: list[float] = []
 
     # set-up -------------------------------------------------------------------------------------------
@@ -285,7 +285,7 @@ class Loop:
         if self.tuner.chooses:
             probe = self._probe(epoch)
             self._hold(self.tuner.choose(self.plain, probe))
-            self.train_flops += probe.flops
+            self.choice_flops += probe.flops[0]
             self._record({"step": self.step_index, "epoch": epoch, "selection": self.selection.note})
         elif isinstance(self.tuner, PartialTuner):
             mode = getattr(self.tuner, "reselect", "never")
@@ -691,7 +691,8 @@ class Loop:
             "steps": self.step_index,
             "tokens": self.tokens * self.accelerator.num_processes,
             "tokens_per_second": self.tokens * self.accelerator.num_processes / seconds,
-            "train_flops": self.train_flops * self.accelerator.num_processes,
+            "choice_flops": self.choice_flops * self.accelerator.num_processes,
+            "train_flops": (self.train_flops + self.choice_flops) * self.accelerator.num_processes,
         }
         self.wrapped.eval()
         return Fitted(
@@ -736,6 +737,7 @@ class Loop:
         return {
             **chosen,
             "train_flops": self.train_flops,
+            "choice_flops": self.choice_flops,
             "global_step": self.step_index,
             "max_steps": self.total,
             "epoch": self.step_index / self.plan.steps_per_epoch,
@@ -790,7 +792,8 @@ class Loop:
         self.best = (state["best_metric"], state["best_model_checkpoint"]) if state["best_model_checkpoint"] else None
         self.patience_left, self.history = state["patience_left"], state["log_history"]
         self.tokens, self.padded, self.seconds = state["tokens"], state["padded"], state["seconds"]
-        self.train_flops, self.charged = state.get("train_flops", 0.0), state["padded"]
+        self.train_flops, self.choice_flops = state.get("train_flops", 0.0), state.get("choice_flops", 0.0)
+        self.charged = state["padded"]
         if self.guard is not None:
             self._refresh_guard()
         if self.run is not None and self.accelerator.is_main_process:

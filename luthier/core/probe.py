@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ class Probe:
     optimizer  parameters -> the run's kind of optimiser over them, at the rate of the coming step
     state      the run's optimiser state by parameter
     max_norm   gradients are clipped to this norm first (infinite: not at all)
-    flops      operations that questions have cost so far
+    flops      operations that questions have cost so far (one entry, shared with probes of fewer batches)
     """
 
     model: nn.Module
@@ -41,7 +41,11 @@ class Probe:
     state: dict[nn.Parameter, dict[str, object]] = field(default_factory=dict)
     max_norm: float = float("inf")
     epoch: int = 0
-    flops: int = 0
+    flops: list[int] = field(default_factory=lambda: [0])
+
+    def first(self, n: int) -> Probe:
+        """A probe that shows the first `n` batches only."""
+        return replace(self, losses=self.losses[:n], tokens=self.tokens[:n])
 
     def gradients(self, names: Sequence[str]) -> dict[str, Tensor]:
         """Mean gradient over the batches, float32, dropout off."""
@@ -50,7 +54,7 @@ class Probe:
             for loss_of in self.losses:
                 (loss_of() / len(self.losses)).backward()
             found = {n: named[n].grad.detach().float() for n in names if named[n].grad is not None}
-        self.flops += spent.get_total_flops()
+        self.flops[0] += spent.get_total_flops()
         return {n: found[n] if n in found else torch.zeros_like(named[n], dtype=torch.float32) for n in names}
 
     def delta(self, names: Sequence[str]) -> dict[str, Tensor]:
@@ -95,7 +99,7 @@ class Probe:
                 else:
                     total.add(one)
         assert total is not None
-        self.flops += total.forward + total.full
+        self.flops[0] += total.forward + total.full
         return total
 
     @contextmanager

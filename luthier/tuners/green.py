@@ -6,11 +6,12 @@
 
     budget    share of the operations of full fine-tuning, forward pass F included
     interval  epochs between two choices
+    batches   micro-batches that a choice looks at (at most 4)
     exclude   regular expressions over parameter names that never move
     dw, dy    operations for a weight's gradient, and for passing a gradient through an operator
 Start:      the base model. Before the loop has shown its data, everything may move.
 Cost:       forward and backward together at most `budget` of full fine-tuning on the batches that the choice was made on;
-            each choice costs two passes over four batches, and one recorded pass.
+            each choice costs three full passes over `batches` (`choice_flops` of the run).
 Paper:      Huang et al., 2023, "Towards Green AI in Fine-tuning Large Language Models via Adaptive Backpropagation",
             arXiv:2309.13192, section 3.
 Departures: costs come from the graph of a real step, not from a table of layer kinds, and branches (q, k, v) are
@@ -45,6 +46,7 @@ class Green(PartialTuner):
 
     budget: float = 0.5
     interval: int = 2
+    batches: int = 2
     exclude: tuple[str, ...] = ()
 
     @classmethod
@@ -54,8 +56,8 @@ class Green(PartialTuner):
     def __post_init__(self) -> None:
         if not 0 < self.budget <= 1:
             raise LuthierError(f"tuner.budget is {self.budget}: a number above 0 and at most 1")
-        if self.interval < 1:
-            raise LuthierError(f"tuner.interval is {self.interval}: at least one epoch")
+        if self.interval < 1 or self.batches < 1:
+            raise LuthierError("tuner.interval and tuner.batches: at least 1")
 
     def due(self, epoch: int) -> bool:
         return epoch % self.interval == 0
@@ -68,6 +70,7 @@ class Green(PartialTuner):
         return Selection(whole={n for n in names if not any(re.search(p, n) for p in self.exclude)})
 
     def choose(self, model: nn.Module, probe: Probe) -> Selection:
+        probe = probe.first(self.batches)
         candidates = self.select(model, random.Random(0)).whole
         names = [n for n, _ in model.named_parameters() if n in candidates or in_task_head(n)]
         cost = probe.cost({n: [n] for n in names})
