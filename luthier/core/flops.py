@@ -13,7 +13,7 @@ Multiply-adds count twice; elementwise work is not counted (nor by torch's count
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -126,7 +126,9 @@ class _Recorder(TorchDispatchMode):
         return out
 
     def enter(self, node: Any) -> None:
-        self.node, self.flops, self.alive = node, [], []
+        self.node = node
+        self.flops: list[int] = []
+        self.alive: list[Tensor] = []
         self.flows: dict[int, set[int]] = {}
 
     def leave(self, gradients: Sequence[Tensor | None]) -> None:
@@ -155,7 +157,7 @@ def _storage(tensor: Tensor) -> int:
 
 
 def graph_cost(
-    model: nn.Module, units: dict[str, Sequence[str]], loss_of: Callable[[], Tensor], tokens: int = 0
+    model: nn.Module, units: Mapping[str, Sequence[str]], loss_of: Callable[[], Tensor], tokens: int = 0
 ) -> GraphCost:
     """Costs of every subset of `units` (name -> names of its parameters) from one forward and backward pass.
 

@@ -191,7 +191,7 @@ class LayerCache:
             ids = kwargs.get("input_ids", args[0] if args else None)
             active = isinstance(ids, Tensor) and ids.data_ptr() == batch.ids.data_ptr() and ids.shape == batch.ids.shape
             if active:
-                self.served += ids.numel()
+                self.served += batch.ids.numel()
 
         def bypass(layer: nn.Module, last: bool) -> Callable[..., Any]:
             own = layer.forward
@@ -259,7 +259,7 @@ def layer_cache(
 
 def _sections(model: nn.Module) -> tuple[list[nn.Module], nn.Module]:
     """What can be passed over, in order, and the module that sees the ids first."""
-    base = base_transformer(model)
+    base: Any = base_transformer(model)
     if kind_of(model) == "encoder-decoder":
         encoder = base.get_encoder()
         return [encoder], encoder

@@ -13,9 +13,10 @@ The step is taken on copies in float32, so that it does not vanish in a model of
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +42,7 @@ class Probe:
     tokens: Sequence[int]
     optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer]
     alone: Callable[[int], list[Callable[[], Tensor]]]
-    state: dict[nn.Parameter, dict[str, object]] = field(default_factory=dict)
+    state: Mapping[Any, Any] = field(default_factory=dict)
     max_norm: float = float("inf")
     flops: list[int] = field(default_factory=lambda: [0])
 
@@ -55,7 +56,8 @@ class Probe:
         with self._undisturbed(names), counter() as spent:
             for loss_of in self.losses:
                 (loss_of() / len(self.losses)).backward()
-            found = {n: named[n].grad.detach().float() for n in names if named[n].grad is not None}
+            grads = {n: named[n].grad for n in names}
+            found = {n: g.detach().float() for n, g in grads.items() if g is not None}
         self.flops[0] += spent.get_total_flops()
         return {n: found[n] if n in found else torch.zeros_like(named[n], dtype=torch.float32) for n in names}
 
@@ -97,7 +99,7 @@ class Probe:
             yield self.alone(n)
         self.flops[0] += spent.get_total_flops()
 
-    def cost(self, units: dict[str, Sequence[str]]) -> GraphCost:
+    def cost(self, units: Mapping[str, Sequence[str]]) -> GraphCost:
         """Costs of all subsets of `units`, summed over the probe's batches."""
         total: GraphCost | None = None
         with self._undisturbed([n for names in units.values() for n in names], training=True):
