@@ -415,3 +415,8 @@ def _head_name(model: PreTrainedModel) -> str | None:
 
 TASK_HEADS = ("classifier", "score", "qa_outputs")
 """Attribute names of the task heads that transformers adds on top of a backbone."""
+
+
+def in_task_head(name: str) -> bool:
+    """Whether the parameter `name` belongs to one of them, wrapped or not."""
+    return any(part in TASK_HEADS for part in name.split("."))

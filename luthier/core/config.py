@@ -101,6 +101,9 @@ class TrainSettings(_Section):
     packing: bool | Literal["auto"] = Field(False, description="several examples a row, with block masks")
     packed_length: int | None = Field(None, description="tokens of a packed row; default: the longest example")
     share_prompt: bool | Literal["auto"] = Field("auto", description="prompts of a pair computed once (tree mask)")
+    cache_frozen_layers: bool | Literal["auto"] = Field(
+        "auto", description="activations below the lowest layer that moves computed once per example; auto: where exact"
+    )
     logging_steps: int = 10
     eval_strategy: Strategy = "no"
     eval_steps: int | None = None

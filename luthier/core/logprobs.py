@@ -190,6 +190,19 @@ class Scorer:
             )
         return head
 
+    def warm(self) -> Scorer:
+        """Measure now what is else measured on first use, so that no cost of it falls on the first batch."""
+        head = self.plain.get_output_embeddings()
+        if head is not None:
+            self._ends_at_head(head)
+        return self
+
+    def run(self, batch: Batch) -> Any:
+        """The model's own output on a batch."""
+        if self._caches:
+            return self.model(**batch.inputs(self._mask_dtype()), use_cache=False)
+        return self.model(**batch.inputs(self._mask_dtype()))
+
     def token_logp(self, batch: Batch) -> Tensor:
         """Log-probability (N,) of each scored token."""
         head, source, target = self.head, batch.source, batch.target
@@ -205,11 +218,7 @@ class Scorer:
             return own(states)[None]  # (1, N, V): whatever follows the head runs on it
 
         with _head_sees(head, scored):
-            out = (
-                self.model(**batch.inputs(self._mask_dtype()), use_cache=False)
-                if self._caches
-                else self.model(**batch.inputs(self._mask_dtype()))
-            )
+            out = self.run(batch)
         logits = out.logits if hasattr(out, "logits") else out[0]
         if self._ends_at_head(head):
             return logits[0, :, 0].float() if logits.dtype != torch.float64 else logits[0, :, 0]

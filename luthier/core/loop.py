@@ -16,7 +16,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,9 +46,12 @@ from luthier.core.batch import (
     pack,
 )
 from luthier.core.config import TrainSettings
+from luthier.core.layer_cache import LayerCache, layer_cache
 from luthier.core.logprobs import Scorer
 from luthier.core.method import Loss, LuthierError, Objective, PartialTuner, Tuner
+from luthier.core.probe import Probe
 from luthier.core.runs import RunFolder
+from luthier.core.sources import cache_folder
 from luthier.core.trainable import BlockGuard, Selection
 
 
@@ -163,6 +166,11 @@ def _sharing_pays(examples: Sequence[GroupExample]) -> bool:
     apart = sum(len(e.answers) * len(e.prompt) + sum(len(a) for a in e.answers) for e in examples)
     return shared < 0.85 * apart
 
+
+PROBE_BATCHES = 4
+"""Micro-batches that a tuner which chooses on data is shown."""
+STATE, SELECTION = "trainer_state.json", "selection.pt"
+"""Of a checkpoint: where the run was, and what a tuner had chosen on data."""
 
 # ---------------------------------------------------------------------------------------------- optimisers
 
@@ -288,23 +296,30 @@ class Loop:
         self.patience_left = settings.early_stopping_patience
         self.stop_reason: str | None = None
         self.guard: BlockGuard | None = None
-        self.tokens = self.padded = 0
-        self.seconds = 0.0
+        self.kept: LayerCache | None = None
+        self.selection = Selection()
+        self.tokens = self.padded = self.charged = 0
+        self.seconds = self.train_flops = self.choice_flops = 0.0
+        self.step_seconds: list[float] = []
         self.optimizer: torch.optim.Optimizer
 
     # set-up -------------------------------------------------------------------------------------------
 
     def _select(self, epoch: int) -> None:
-        """Draw what moves (partial tuners): once a stage, or once an epoch where the method says so."""
-        if not isinstance(self.tuner, PartialTuner):
-            return
-        mode = getattr(self.tuner, "reselect", "never")
-        key = {
-            "stage": f"{self.seed}/{self.stage}",
-            "epoch": f"{self.seed}/{self.stage}/{epoch}",
-            "never": f"{self.seed}",
-        }
-        self._hold(self.tuner.select(self.plain, random.Random(key[mode])))
+        """Draw or choose what moves: once a stage, or again in epochs in which the method says so."""
+        if self.tuner.chooses:
+            probe = self._probe(epoch)
+            self._hold(self.tuner.choose(self.plain, probe))
+            self.choice_flops += probe.flops[0]
+            self._record({"step": self.step_index, "epoch": epoch, "selection": self.selection.note})
+        elif isinstance(self.tuner, PartialTuner):
+            mode = getattr(self.tuner, "reselect", "never")
+            key = {
+                "stage": f"{self.seed}/{self.stage}",
+                "epoch": f"{self.seed}/{self.stage}/{epoch}",
+                "never": f"{self.seed}",
+            }
+            self._hold(self.tuner.select(self.plain, random.Random(key[mode])))
 
     def _hold(self, selection: Selection) -> None:
         """Make `selection`, and a task head with it, what moves."""
@@ -315,26 +330,45 @@ class Loop:
         self.guard = selection.guard(self.plain) if selection.partly else None
         self.selection = selection
 
-    def _inform(self) -> None:
-        """Tuners that prune or choose by data look at some rows once, before anything has moved.
+    def _probe(self, epoch: int) -> Probe:
+        """What a tuner that chooses on data may ask, the same on every process and after resuming.
 
-        The rows are the same in every process and after resuming, and so is what follows from them.
+        Batches are the first micro-batches of the coming epoch; rows are drawn from all examples.
         """
-        count = min(self.tuner.first_look(), len(self.examples))
-        if not count:
-            return
-        rows = random.Random(f"{self.seed}/look").sample(range(len(self.examples)), count)
-        scorer, device = Scorer(self.plain), next(self.plain.parameters()).device
+        if self.guard is not None:
+            self.guard.release()
+            self.guard = None
+        step = epoch * self.plan.steps_per_epoch
+        device, scorer = next(self.plain.parameters()).device, Scorer(self.plain).warm()
+        batches = [
+            self._batch(self._chunks(s)[0], s).to(device)
+            for s in range(step, step + min(PROBE_BATCHES, self.plan.steps_per_epoch))
+        ]
 
-        def loss_of(row: int) -> Callable[[], Tensor]:
-            return lambda: self.objective.compute(scorer, self._batch([row], 0).to(device)).sum
+        def loss_on(batch: Batch) -> Loss:
+            with self.accelerator.autocast():
+                return self.objective.compute(scorer, batch)
 
-        was = self.plain.training
-        self.plain.eval()
-        selection = self.tuner.inform(self.plain, [loss_of(row) for row in rows])
-        self.plain.train(was)
-        if selection is not None:
-            self._hold(selection)
+        def mean_of(batch: Batch) -> Callable[[], Tensor]:
+            def mean() -> Tensor:
+                loss = loss_on(batch)
+                return loss.sum / loss.weight
+
+            return mean
+
+        def alone(n: int) -> list[Callable[[], Tensor]]:
+            rows = random.Random(f"{self.seed}/look").sample(range(len(self.examples)), min(n, len(self.examples)))
+            return [lambda r=row: loss_on(self._batch([r], step).to(device)).sum for row in rows]  # type: ignore[misc]
+
+        def optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+            lr = self.learning_rate * rate(min(step, self.total - 1), self.total, self.settings)
+            return make_optimizer([{"params": parameters, "lr": lr}], self.settings)
+
+        return Probe(
+            self.plain, [mean_of(b) for b in batches], [b.ids.numel() for b in batches], optimizer, alone,
+            state=dict(self.optimizer.state) if hasattr(self, "optimizer") else {},
+            max_norm=self.settings.max_grad_norm if self.settings.max_grad_norm > 0 else math.inf,
+        )  # fmt: skip
 
     def _groups(self) -> list[dict[str, Any]]:
         named = {n: p for n, p in self.plain.named_parameters() if p.requires_grad}
@@ -365,16 +399,46 @@ class Loop:
                     optimizer.state[parameter] = old[parameter]
         self.optimizer = optimizer
 
-    def _prepare(self) -> None:
+    def _prepare(self, resume: Path | None = None) -> None:
         if self.settings.gradient_checkpointing:
             self.plain.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             self.plain.enable_input_require_grads()
-        self._select(0)
-        self._inform()
+        self.scalars = meter.scalars(self.plain, self.tuner)
+        epoch = 0 if resume is None else self._drawn_in(json.loads((resume / STATE).read_text())["global_step"])
+        if resume is not None and self.tuner.chooses:  # a choice is not made again
+            self._hold(Selection.from_dict(torch.load(resume / SELECTION, weights_only=True)))
+        else:
+            self._select(epoch)
         self._make_optimizer()
         self.cost = self._measure()
         self.wrapped, self.prepared = self.accelerator.prepare(self.model, self.optimizer)
         self.scorer = Scorer(self.wrapped, self.plain)
+        if resume is not None:
+            self.load(resume)
+        self.kept = self._keep_layers(epoch)
+
+    def _drawn_in(self, step: int) -> int:
+        """Epoch at whose beginning that was drawn or chosen which moves in the last of `step` steps."""
+        epoch = max(0, step - 1) // self.plan.steps_per_epoch
+        return next(e for e in range(epoch, -1, -1) if e == 0 or self.tuner.due(e))
+
+    def _keep_layers(self, epoch: int) -> LayerCache | None:
+        """Activations below what moves since `epoch`, where they can be kept (train.cache_frozen_layers)."""
+        scorer = Scorer(self.plain).warm()
+
+        def run(batch: Batch) -> Tensor:
+            with self.accelerator.autocast():
+                return self.objective.compute(scorer, batch).sum
+
+        return layer_cache(
+            self.plain, self.objective, self.examples, self.collate, run, self._batch([0], 0),
+            self.settings.cache_frozen_layers,
+            worthwhile=self.total >= (epoch + 2) * self.plan.steps_per_epoch, sharded=self.sharded,
+            checkpointing=self.settings.gradient_checkpointing, folder=cache_folder() / "layers",
+        )  # fmt: skip
+
+    def _reused(self, rows: Sequence[int], batch: Batch) -> AbstractContextManager[None]:
+        return nullcontext() if self.kept is None else self.kept.serving(rows, batch, self.accelerator.autocast)
 
     @property
     def plain(self) -> Any:
@@ -399,15 +463,30 @@ class Loop:
         """Cost of one micro-batch of the first step, before anything moves."""
         rows = self._chunks(0)[0]
         batch = self._batch(rows, 0)
-        plain = Scorer(self.plain)
+        plain = Scorer(self.plain).warm()
         device = next(self.plain.parameters()).device
         batch = batch.to(device)
         self.plain.train()
         cost = meter.step_cost(
             self.plain, lambda: self.objective.compute(plain, batch).sum, batch.tokens, batch.ids.numel()
         )
-        trainable, total = meter.count(self.plain)
-        return {"trainable_parameters": trainable, "total_parameters": total, **cost.as_dict()}
+        told = meter.scalars(self.plain)
+        return {
+            "trainable_parameters": self.selection.count(self.plain) if self.selection else told.trained,
+            "head_parameters": told.head,
+            "total_parameters": told.total,
+            "served_parameters": self.scalars.served,
+            **cost.as_dict(),
+        }
+
+    def _charge(self) -> None:
+        """Operations since the last charge, at what a padded token costs with what moves now."""
+        per_token = (self.cost["forward_flops"] + self.cost["backward_flops"]) / max(1, self.cost["padded_tokens"])
+        self.train_flops += per_token * (self.padded - self.charged)
+        self.charged = self.padded
+        if self.kept is not None:
+            self.train_flops -= self.kept.saved_flops
+            self.kept.served = 0
 
     # batches ------------------------------------------------------------------------------------------
 
@@ -443,7 +522,8 @@ class Loop:
         """Forward and backward over the micro-batches of this step, clip, and take the step."""
         if self.guard is not None:
             self.guard.begin(self.step_index)
-        mine = [(self._batch(rows, self.step_index), counts) for rows, counts in self._mine(self.step_index)]
+        shares = self._mine(self.step_index)
+        mine = [(self._batch(rows, self.step_index), counts) for rows, counts in shares]
         weights = [self.objective.weight(b) if counts else 0.0 for b, counts in mine]
         total = self._total_weight(sum(weights))
         if total == 0:
@@ -458,7 +538,7 @@ class Loop:
             tokens = batch.tokens  # counted before the batch moves: asking a device would wait for it
             batch = batch.to(self.device)
             with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
-                with self.accelerator.autocast():
+                with self.accelerator.autocast(), self._reused(shares[i][0], batch):
                     loss = self.objective.compute(self.scorer, batch)
                 self._check_weight(loss, weights[i], counts)
                 self.accelerator.backward(loss.sum * (scale if counts else 0.0))
@@ -511,9 +591,7 @@ class Loop:
     def fit(self, resume: Path | None = None) -> Fitted:
         """Train to the end. Raises Diverged or Interrupted; both leave a checkpoint behind where a run folder is given."""
         seed_everything(self.seed, self.settings.full_determinism)
-        self._prepare()
-        if resume is not None:
-            self.load(resume)
+        self._prepare(resume)
         self._tell("start")
         window = _Window()
         self.wrapped.train()
@@ -523,7 +601,8 @@ class Loop:
                 begun = time.perf_counter()
                 summed, weight, figures, norm = self._step()
                 self.step_index += 1
-                self.seconds += time.perf_counter() - begun
+                self.step_seconds.append(time.perf_counter() - begun)
+                self.seconds += self.step_seconds[-1]
                 window.add(summed, weight, figures, norm)
                 self._tell("step")
                 self._after_step(window)
@@ -536,17 +615,20 @@ class Loop:
     def _epoch_begins(self) -> None:
         epoch, at = divmod(self.step_index, self.plan.steps_per_epoch)
         if at == 0:
-            if epoch > 0 and getattr(self.tuner, "reselect", None) == "epoch":
+            if epoch > 0 and self.tuner.due(epoch):
                 self._reselect(epoch)
             self._tell("epoch", epoch)
 
     def _reselect(self, epoch: int) -> None:
         if self.accelerator.distributed_type not in UNSHARDED:
             raise LuthierError("tuner.reselect: epoch does not work with sharded parameters: use stage")
+        self._charge()
         self._select(epoch)
         self._make_optimizer()
+        self.cost = self._measure()
         self.wrapped, self.prepared = self.accelerator.prepare(self.plain, self.optimizer)
         self.scorer.model = self.wrapped
+        self.kept = self._keep_layers(epoch)
 
     def _after_step(self, window: _Window) -> None:
         step, settings = self.step_index, self.settings
@@ -646,17 +728,19 @@ class Loop:
             self._load_weights(self.run.path / self.best[1])
         losses = [r["loss"] for r in self.history if "loss" in r]
         seconds = max(self.seconds, 1e-9)
-        flops = (self.cost["forward_flops"] + self.cost["backward_flops"]) / max(1, self.cost["padded_tokens"])
+        self._charge()
         cost = {
             **{k: v for k, v in self.cost.items() if k not in ("tokens", "padded_tokens")},
+            "moved_parameters": self.cost["trainable_parameters"] - (self.guard.idle() if self.guard else 0),
             "optimizer_bytes": meter.optimizer_bytes(self.optimizer),
             "peak_memory_bytes": meter.peak_memory_bytes(self.plain, self.optimizer, self.cost["saved_tensor_bytes"]),
             "train_seconds": round(self.seconds, 3),
-            "step_seconds": self.seconds / max(1, self.step_index),
+            "step_seconds": meter.step_seconds(self.step_seconds),
             "steps": self.step_index,
             "tokens": self.tokens * self.accelerator.num_processes,
             "tokens_per_second": self.tokens * self.accelerator.num_processes / seconds,
-            "train_flops": flops * self.padded * self.accelerator.num_processes,
+            "choice_flops": self.choice_flops * self.accelerator.num_processes,
+            "train_flops": (self.train_flops + self.choice_flops) * self.accelerator.num_processes,
         }
         self.wrapped.eval()
         return Fitted(
@@ -682,7 +766,7 @@ class Loop:
         if self.sharded:
             self.accelerator.save_state(str(path))
             if self.accelerator.is_main_process:
-                (path / "trainer_state.json").write_text(json.dumps(self._state()))
+                self._write_state(path)
         else:
             if not self.accelerator.is_main_process:
                 torch.save(_rng_state(), self.run.path / f".rng-{self.accelerator.process_index}.pth")
@@ -696,6 +780,7 @@ class Loop:
         return path
 
     def _state(self) -> dict[str, Any]:
+        self._charge()
         return {
             "global_step": self.step_index,
             "max_steps": self.total,
@@ -706,6 +791,8 @@ class Loop:
             "tokens": self.tokens,
             "padded": self.padded,
             "seconds": self.seconds,
+            "train_flops": self.train_flops,
+            "choice_flops": self.choice_flops,
             "log_history": self.history,
         }
 
@@ -726,15 +813,17 @@ class Loop:
             part.unlink()
         if self.accelerator.scaler is not None:
             torch.save(self.accelerator.scaler.state_dict(), folder / "scaler.pt")
-        (folder / "trainer_state.json").write_text(json.dumps(self._state()))
+        self._write_state(folder)
+
+    def _write_state(self, folder: Path) -> None:
+        (folder / STATE).write_text(json.dumps(self._state()))
+        if self.tuner.chooses:
+            torch.save(self.selection.as_dict(), folder / SELECTION)
 
     def load(self, folder: Path) -> None:
-        """Restore model, optimiser, random generators and position from a checkpoint."""
-        state = json.loads((folder / "trainer_state.json").read_text())
+        """Restore model, optimiser, random generators and position from a checkpoint; what moves is as it was then."""
+        state = json.loads((folder / STATE).read_text())
         self.step_index = state["global_step"]
-        epoch = (self.step_index - 1) // self.plan.steps_per_epoch if self.step_index else 0
-        if epoch > 0 and getattr(self.tuner, "reselect", None) == "epoch":
-            self._reselect(epoch)
         if self.sharded:
             self.accelerator.load_state(str(folder))
         else:
@@ -750,6 +839,8 @@ class Loop:
         self.best = (state["best_metric"], state["best_model_checkpoint"]) if state["best_model_checkpoint"] else None
         self.patience_left, self.history = state["patience_left"], state["log_history"]
         self.tokens, self.padded, self.seconds = state["tokens"], state["padded"], state["seconds"]
+        self.train_flops, self.choice_flops = state["train_flops"], state["choice_flops"]
+        self.charged = state["padded"]
         if self.guard is not None:
             self._refresh_guard()
         if self.run is not None and self.accelerator.is_main_process:

@@ -1,21 +1,62 @@
-"""What a step costs: parameters, bytes and floating-point operations, read from the graph of one real step.
+"""What a run costs: scalars, bytes, operations and time, read from real steps. Every report uses these numbers.
 
-trainable, total, stored  scalars; tied tensors once
+trained, head     scalars that move; those of them in a new task head (reported apart)
+total, served     scalars of the model in training; of the model as it is served (an adapter that merges adds none)
 saved_tensor_bytes        what the graph keeps for backward, storages once, parameters not counted
 optimizer_bytes           state of the optimiser
-forward_flops, backward_flops   multiply-adds counted twice, by torch's counter over the operators really run
+forward_flops, backward_flops   of the operators really run (core/flops.py): no gradient of frozen weights, nothing below
+                          the lowest tensor that moves. With a frozen head the gradient of the states is taken in the
+                          forward pass (core/logprobs.py), so compare the sum of the two
 peak_memory_bytes         CUDA: the allocator's peak; CPU: parameters, gradients, optimiser state and the graph of a
                           micro-batch (the resident peak of a process that ran other things before says nothing)
+step_seconds              median of the steps, without the first five where there are enough
+
+Tied tensors, and tensors under several names, count once everywhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+
+from luthier.core.anatomy import in_task_head
+from luthier.core.flops import counter
+from luthier.core.method import Tuner
+
+WARM_UP, ENOUGH = 5, 20
+
+
+@dataclass(frozen=True)
+class Scalars:
+    """Scalars of a model in training; see the module for the words."""
+
+    trained: int
+    head: int
+    total: int
+    served: int
+
+
+def scalars(model: nn.Module, tuner: Tuner | None = None) -> Scalars:
+    """Count `model` as `tuner` wrapped it (before anything of an adapter is frozen)."""
+    named = list(model.named_parameters())  # a tensor under several names is listed once
+    trained = sum(p.numel() for _, p in named if p.requires_grad)
+    head = sum(p.numel() for n, p in named if p.requires_grad and in_task_head(n))
+    total = sum(p.numel() for _, p in named)
+    gone = sum(p.numel() for n, p in named if "original_module" in n.split("."))  # peft keeps a saved module's old self
+    if tuner is not None and tuner.artefact == "adapter" and "merge" in tuner.capabilities:
+        gone += trained - head
+    return Scalars(trained, head, total, total - gone)
+
+
+def trainable_line(model: nn.Module) -> str:
+    """The wording users know."""
+    told = scalars(model)
+    share = 100 * told.trained / told.total
+    return f"trainable params: {told.trained:,} || all params: {told.total:,} || trainable%: {share:.4f}"
 
 
 @dataclass
@@ -28,20 +69,12 @@ class StepCost:
     tokens: int
     padded_tokens: int
 
+    @property
+    def flops(self) -> int:
+        return self.forward_flops + self.backward_flops
+
     def as_dict(self) -> dict[str, int]:
         return asdict(self)
-
-
-def count(model: nn.Module) -> tuple[int, int]:
-    """(trainable, total) scalars, each tensor once."""
-    parameters = list(model.parameters())
-    return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
-
-
-def trainable_line(model: nn.Module) -> str:
-    """The wording users know."""
-    trainable, total = count(model)
-    return f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {100 * trainable / total:.4f}"
 
 
 def step_cost(model: nn.Module, loss_of: Callable[[], Tensor], tokens: int, padded: int) -> StepCost:
@@ -57,9 +90,9 @@ def step_cost(model: nn.Module, loss_of: Callable[[], Tensor], tokens: int, padd
         return tensor
 
     with torch.random.fork_rng(enabled=True):
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t), FlopCounterMode(display=False) as forward:
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t), counter() as forward:
             loss = loss_of()
-        with FlopCounterMode(display=False) as backward:
+        with counter() as backward:
             loss.backward()
     for name, parameter in model.named_parameters():
         parameter.grad = before.get(name)
@@ -75,9 +108,21 @@ def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
     )
 
 
-def peak_memory_bytes(model: nn.Module, optimizer: torch.optim.Optimizer, saved_tensor_bytes: int) -> int:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+def memory_bytes(model: nn.Module, optimizer: torch.optim.Optimizer, saved_tensor_bytes: int) -> int:
+    """Parameters, gradients, optimiser state and one graph."""
     parameters = sum(p.numel() * p.element_size() for p in model.parameters())
     gradients = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     return parameters + gradients + optimizer_bytes(optimizer) + saved_tensor_bytes
+
+
+def peak_memory_bytes(model: nn.Module, optimizer: torch.optim.Optimizer, saved_tensor_bytes: int) -> int:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return memory_bytes(model, optimizer, saved_tensor_bytes)
+
+
+def step_seconds(seconds: Sequence[float]) -> float:
+    """Median time of a step; the first few warm up caches and are left out where enough remain."""
+    if not seconds:
+        return 0.0
+    return statistics.median(seconds[WARM_UP:] if len(seconds) >= WARM_UP + ENOUGH else seconds)

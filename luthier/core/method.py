@@ -9,7 +9,7 @@ B rows, T tokens, N scored positions, A answers, V vocabulary.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from luthier.core.batch import Batch, Example
     from luthier.core.logprobs import Scorer
+    from luthier.core.probe import Probe
     from luthier.core.trainable import Selection
 
 
@@ -90,16 +91,18 @@ class Tuner(Method):
         """Parameter groups [{"params": [names], "lr_scale": float, "weight_decay": float}] or None for one group."""
         return None
 
-    def first_look(self) -> int:
-        """Rows of the run's own data that `inform` is shown before the first step; 0: none."""
-        return 0
+    @property
+    def chooses(self) -> bool:
+        """Whether the run's own data decide what moves: the loop calls `choose` before the first step and where `due`."""
+        return False
 
-    def inform(self, model: nn.Module, losses: Sequence[Callable[[], Tensor]]) -> Selection | None:
-        """Prune or choose by what rows tell of the untuned, wrapped `model`; a partial tuner returns what moves.
-
-        Each of `losses` computes -log p of one row (its objective's sum), with gradient, dropout off.
-        """
+    def choose(self, model: nn.Module, probe: Probe) -> Selection:
+        """What moves from here on, of the wrapped `model`. `probe` has batches, rows, gradients, optimiser and costs."""
         raise NotImplementedError
+
+    def due(self, epoch: int) -> bool:
+        """Whether what moves is drawn or chosen again as epoch `epoch` > 0 begins."""
+        return getattr(self, "reselect", "never") == "epoch"
 
     def missing(self, model: nn.Module) -> str:
         """What this model would have to have, in words; empty where it fits. `wrap` refuses the others."""

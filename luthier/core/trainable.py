@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from luthier.core.anatomy import TASK_HEADS, Block, Matrix
+from luthier.core.anatomy import TASK_HEADS, Block, Matrix, in_task_head
 from luthier.core.method import LuthierError
 
 
@@ -21,18 +22,19 @@ from luthier.core.method import LuthierError
 class Selection:
     """Parameters that move.
 
-    whole     names of tensors that move as a whole
-    blocks    of fused tensors, the blocks that move
-    elements  of other tensors, a mask of their shape: True moves
-    keep      below 1: in each step a random share `keep` of the elements of `whole` moves, drawn from `seed` and step
+    whole    names of tensors that move as a whole
+    blocks   of fused tensors, the blocks that move
+    entries  of other tensors, the flat indices (int64) that move
+    keep     below 1: in each step a random share `keep` of the elements of `whole` moves, drawn from `seed` and step
+    note     what the choice rests on, for the record
     """
 
     whole: set[str] = field(default_factory=set)
     blocks: dict[str, list[Block]] = field(default_factory=dict)
-    note: dict[str, object] = field(default_factory=dict)
-    elements: dict[str, Tensor] = field(default_factory=dict)
+    entries: dict[str, Tensor] = field(default_factory=dict)
     keep: float = 1.0
     seed: int = 0
+    note: dict[str, object] = field(default_factory=dict)
 
     def add_module(self, model: nn.Module, name: str) -> None:
         """Everything inside module `name` moves."""
@@ -63,6 +65,10 @@ class Selection:
             if name in self.whole or _elements(parameters[name], blocks) == parameters[name].numel():
                 self.whole.add(name)
                 del self.blocks[name]
+        for name, at in list(self.entries.items()):
+            if name in self.whole or len(at) == parameters[name].numel():
+                self.whole.add(name)
+                del self.entries[name]
         moving = {id(parameters[n]) for n in self._names()}  # tied tensors move together
         for parameter in parameters.values():
             parameter.requires_grad_(id(parameter) in moving)
@@ -74,40 +80,60 @@ class Selection:
         parameters = dict(model.named_parameters(remove_duplicate=False))
         seen: dict[int, int] = {}
         for name in self.whole:
-            if heads or name.split(".", 1)[0] not in TASK_HEADS:
+            if heads or not in_task_head(name):
                 seen[id(parameters[name])] = parameters[name].numel()
         for name, blocks in self.blocks.items():
             seen.setdefault(id(parameters[name]), _elements(parameters[name], blocks))
-        for name, moves in self.elements.items():
-            seen.setdefault(id(parameters[name]), int(moves.sum()))
+        for name, at in self.entries.items():
+            seen.setdefault(id(parameters[name]), len(at))
         return sum(seen.values())
+
+    def __bool__(self) -> bool:
+        """Whether anything was selected."""
+        return bool(self._names())
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a checkpoint, without the note."""
+        return {
+            "whole": sorted(self.whole),
+            "blocks": self.blocks,
+            "entries": {n: at.cpu() for n, at in self.entries.items()},
+            "keep": self.keep,
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_dict(cls, told: dict[str, Any]) -> Selection:
+        return cls(**{**told, "whole": set(told["whole"])})
 
     @property
     def partly(self) -> bool:
         """Whether some tensor moves in part only, so that a guard is needed."""
-        return bool(self.blocks or self.elements) or self.keep < 1
+        return bool(self.blocks or self.entries) or self.keep < 1
 
     def guard(self, model: nn.Module) -> BlockGuard:
         named = dict(model.named_parameters())
         if self.keep < 1:
-            body = [named[n] for n in sorted(self.whole & set(named)) if n.split(".", 1)[0] not in TASK_HEADS]
+            body = [named[n] for n in sorted(self.whole & set(named)) if not in_task_head(n)]
             return StepGuard(body, self.keep, self.seed)
-        moves = {p: _block_mask(p, self.blocks[n]) for n, p in named.items() if n in self.blocks}
-        return BlockGuard(moves | {named[n]: mask.to(named[n].device) for n, mask in self.elements.items()})
+        partly = self.blocks.keys() | self.entries.keys()
+        return BlockGuard({p: self._mask(n, p) for n, p in named.items() if n in partly})
+
+    def _mask(self, name: str, parameter: Tensor) -> Tensor:
+        """True where a tensor that moves in part moves."""
+        moves = torch.zeros_like(parameter, dtype=torch.bool, memory_format=torch.contiguous_format)
+        for dim, start, stop in self.blocks.get(name, ()):
+            moves.narrow(dim, start, stop - start).fill_(True)
+        if name in self.entries:
+            moves.view(-1)[self.entries[name].to(moves.device)] = True
+        return moves
 
     def _names(self) -> set[str]:
-        return self.whole | set(self.blocks) | set(self.elements)
+        return self.whole | set(self.blocks) | set(self.entries)
 
 
 def _elements(parameter: Tensor, blocks: Iterable[Block]) -> int:
     return sum((stop - start) * (parameter.numel() // parameter.shape[dim]) for dim, start, stop in blocks)
-
-
-def _block_mask(parameter: Tensor, blocks: Iterable[Block]) -> Tensor:
-    moves = torch.zeros_like(parameter, dtype=torch.bool)
-    for dim, start, stop in blocks:
-        moves.narrow(dim, start, stop - start).fill_(True)
-    return moves
 
 
 class BlockGuard:
@@ -128,6 +154,10 @@ class BlockGuard:
         """Call after each optimiser step."""
         for parameter, moves, value in self.kept:
             parameter.copy_(torch.where(moves, parameter, value))
+
+    def idle(self) -> int:
+        """Scalars that may move but are where they began: they never had a gradient."""
+        return sum(int((p.detach() == value)[moves].sum()) for p, moves, value in self.kept)
 
     def release(self) -> None:
         for handle in self.handles:

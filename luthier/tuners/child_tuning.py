@@ -20,15 +20,16 @@ Departures: what is masked in a step does not move in it, neither by weight deca
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from luthier.core.anatomy import TASK_HEADS
+from luthier.core.anatomy import in_task_head
 from luthier.core.method import LuthierError, PartialTuner
+from luthier.core.probe import Probe
 from luthier.core.trainable import Selection
 
 
@@ -49,17 +50,19 @@ class ChildTuning(PartialTuner):
             raise LuthierError(f"tuner.rows is {self.rows}: the Fisher information needs at least one row")
 
     def select(self, model: nn.Module, rng: random.Random) -> Selection:
-        """All of the body; a task-driven child is chosen out of it by `inform`."""
+        """All of the body; a task-driven child is chosen out of it by `choose`."""
         keep = self.share if self.variant == "task_free" else 1.0
         return Selection(whole=set(_body(model)), keep=keep, seed=rng.getrandbits(31))
 
-    def first_look(self) -> int:
-        return self.rows if self.variant == "task_driven" else 0
+    @property
+    def chooses(self) -> bool:
+        return self.variant == "task_driven"
 
-    def inform(self, model: nn.Module, losses: Sequence[Callable[[], Tensor]]) -> Selection:
+    def choose(self, model: nn.Module, probe: Probe) -> Selection:
         body = _body(model)
-        chosen = largest(fisher_information(body, losses), self.share)
-        return Selection(elements={n: mask for n, mask in zip(body, chosen, strict=True) if bool(mask.any())})
+        with probe.rows(self.rows, list(body)) as losses:
+            entries = largest(fisher_information(body, losses), self.share)
+        return Selection(entries=entries, note={"share": self.share, "rows": len(losses), "tensors": len(entries)})
 
     def parameter_count(self, model: nn.Module) -> int:
         total = sum(p.numel() for p in _body(model).values())
@@ -67,23 +70,24 @@ class ChildTuning(PartialTuner):
 
 
 def _body(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {n: p for n, p in model.named_parameters() if n.split(".", 1)[0] not in TASK_HEADS}
+    return {n: p for n, p in model.named_parameters() if not in_task_head(n)}
 
 
-def fisher_information(body: dict[str, nn.Parameter], losses: Sequence[Callable[[], Tensor]]) -> list[Tensor]:
+def fisher_information(body: dict[str, nn.Parameter], losses: Sequence[Callable[[], Tensor]]) -> dict[str, Tensor]:
     """Mean square of the gradient of one row's log-likelihood, in float32, by tensor."""
-    found = [torch.zeros_like(p, dtype=torch.float32) for p in body.values()]
+    found = {n: torch.zeros_like(p, dtype=torch.float32) for n, p in body.items()}
     for loss_of in losses:
         gradients = torch.autograd.grad(loss_of(), list(body.values()), allow_unused=True)
-        for total, gradient in zip(found, gradients, strict=True):
+        for total, gradient in zip(found.values(), gradients, strict=True):
             if gradient is not None:
                 total += gradient.float() ** 2 / len(losses)
     return found
 
 
-def largest(scores: Sequence[Tensor], share: float) -> list[Tensor]:
-    """Masks of the largest `share` of all elements together."""
-    flat = torch.cat([s.flatten() for s in scores])
+def largest(scores: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+    """Flat indices of the largest `share` of all elements together, by tensor; tensors without one are left out."""
+    flat = torch.cat([s.flatten() for s in scores.values()])
     moves = torch.zeros_like(flat, dtype=torch.bool)
     moves[flat.topk(round(share * flat.numel())).indices] = True
-    return [m.view(s.shape) for m, s in zip(moves.split([s.numel() for s in scores]), scores, strict=True)]
+    parts = moves.split([s.numel() for s in scores.values()])
+    return {n: part.nonzero().flatten() for n, part in zip(scores, parts, strict=True) if bool(part.any())}

@@ -36,6 +36,8 @@ from torch import Tensor, nn
 
 from luthier.core.adapt import ModulePart, ModuleTuner, activation
 from luthier.core.method import LuthierError
+from luthier.core.probe import Probe
+from luthier.core.trainable import Selection, trainable_names
 
 STEP = 1e-3
 """Of the difference behind H g, relative to the weights."""
@@ -44,7 +46,10 @@ Score = Callable[[list[Tensor], Losses], list[Tensor]]
 
 
 class SparsePart(ModulePart):
-    """`trial` holds the dense matrices (W_down, W_up) where scores are taken, until they are."""
+    """`trial` holds the dense matrices (W_down, W_up) where scores are taken, until they are.
+
+    A resumed run finds the places in its checkpoint.
+    """
 
     down_at: Tensor
     up_at: Tensor
@@ -132,21 +137,25 @@ class SparseAdapter(ModuleTuner):
         D = model.config.hidden_size
         return (2 * self.kept(D) + self.bottleneck + D) * len(self.target_modules(model))
 
-    def first_look(self) -> int:
-        return self.rows if self.criterion in SCORES else 0
+    @property
+    def chooses(self) -> bool:
+        return self.criterion in SCORES
 
-    def inform(self, model: nn.Module, losses: Losses) -> None:
+    def choose(self, model: nn.Module, probe: Probe) -> Selection:
+        """All that moved still moves; what is chosen is where each kept value is in its matrix."""
         parts = [m for m in model.modules() if isinstance(m, SparsePart) and m.trial and m.down.requires_grad]
         for part in parts:
             part.trial = [t.to(part.down).requires_grad_() for t in part.trial]
             part.scoring = True
         dense = [t for part in parts for t in part.trial]
-        scores = SCORES[self.criterion](dense, losses)
+        with probe.rows(self.rows) as losses:
+            scores = SCORES[self.criterion](dense, losses)
         for i, part in enumerate(parts):
             part.trial = [t.detach() for t in part.trial]
             part.scoring = False
             part.keep(scores[2 * i : 2 * i + 2])
             part.trial = []
+        return Selection(whole=set(trainable_names(model)), note={"criterion": self.criterion, "rows": len(losses)})
 
 
 def _gradient(dense: list[Tensor], losses: Losses) -> list[Tensor]:

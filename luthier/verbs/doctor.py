@@ -12,7 +12,7 @@ def doctor() -> str:
 
     from luthier import sandbox
     from luthier.core import catalog, runs
-    from luthier.core.references import cache_folder
+    from luthier.core.sources import cache_folder
 
     told = runs.versions()
     lines = ["  ".join(f"{k} {v}" for k, v in told.items())]

@@ -80,9 +80,7 @@ def plan(recipe: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | 
         seconds.append(time.perf_counter() - begun)
     step = min(seconds)
     cost = loop.cost
-    moving = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    everything = sum(p.numel() * p.element_size() for p in model.parameters())
-    memory = everything + moving + meter.optimizer_bytes(loop.optimizer) + cost["saved_tensor_bytes"]
+    memory = meter.memory_bytes(model, loop.optimizer, cost["saved_tensor_bytes"])
     return Plan(
         ready.loaded.name, ready.tuner.name, ready.objective.name, cost["trainable_parameters"],
         cost["total_parameters"], ready.train.report.examples, len(ready.train.report.rejected),

@@ -78,9 +78,10 @@ def test_a_child_that_the_task_chose(world) -> None:
     base = world.base()
     for name, parameter in model.named_parameters():
         before = base.get_parameter(name)
-        if name in run.selection.elements:
-            moves = run.selection.elements[name]
-            assert torch.equal(parameter[~moves], before[~moves]), name
+        if name in run.selection.entries:
+            still = torch.ones(parameter.numel(), dtype=torch.bool)
+            still[run.selection.entries[name]] = False
+            assert torch.equal(parameter.flatten()[still], before.flatten()[still]), name
         elif battery.in_head(name):
             assert not torch.equal(parameter, before)
         else:
