@@ -10,6 +10,7 @@ import keyword
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from luthier.evaluation._family import Aggregate, Answers, Item, Scorer, TextScorer, need
 from luthier.evaluation._runner import RunLimits, Verdict, run
@@ -200,9 +201,9 @@ class _Flow(ast.NodeVisitor):
         self.known = outer
 
 
-def matched(found: Counter[str] | Counter[tuple[str, str]], wanted: Counter[str] | Counter[tuple[str, str]]) -> int:
+def matched(found: Counter[Any], wanted: Counter[Any]) -> int:
     """How many of `wanted` are in `found`, each as often as it is there."""
-    return sum(min(n, found[key]) for key, n in wanted.items())  # type: ignore[index]
+    return sum((found & wanted).values())
 
 
 def lines(code: str) -> Iterator[str]:

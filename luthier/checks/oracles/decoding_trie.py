@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import permutations
+from typing import Any
 
 import torch
-from torch import nn
 
 from luthier.checks._compare import require
 from luthier.checks._models import PAD
@@ -30,7 +30,7 @@ def _lists() -> list[list[int]]:
 
 
 @torch.no_grad()
-def _scores(world: World, model: nn.Module, prompt: Sequence[int], said: Sequence[int]) -> list[torch.Tensor]:
+def _scores(world: World, model: Any, prompt: Sequence[int], said: Sequence[int]) -> list[torch.Tensor]:
     """For each token of `said`, the log-distribution (V,) that it was drawn from, by one plain forward in float64."""
     if world.kind == "decoder":
         logits = model(input_ids=torch.tensor([[*prompt, *said]])).logits[0, len(prompt) - 1 : -1]
