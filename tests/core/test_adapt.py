@@ -47,8 +47,7 @@ def refuses_opt(tuner, world: World) -> bool:
     try:
         tuner.wrap(world.base(), "causal_lm")
     except Refusal as error:
-        assert "nothing can be put beside it" in str(error)
-        return True
+        return "nothing can be put beside it" in str(error)
     return False
 
 
