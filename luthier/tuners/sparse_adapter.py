@@ -34,6 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from luthier.core.adapt import ModulePart, ModuleTuner, activation
+from luthier.core.anatomy import base_transformer
 from luthier.core.method import LuthierError
 from luthier.core.probe import Probe
 from luthier.core.trainable import Selection, trainable_names
@@ -47,6 +48,9 @@ class SparsePart(ModulePart):
 
     A resumed run finds the places in its checkpoint.
     """
+
+    down_at: Tensor
+    up_at: Tensor
 
     def __init__(
         self, width: int, size: int, kept: int, scale: float, act: str, std: float, magnitude: bool, waits: bool
@@ -128,7 +132,7 @@ class SparseAdapter(ModuleTuner):
         )  # fmt: skip
 
     def parameter_count(self, model: nn.Module) -> int:
-        D = model.config.hidden_size
+        D = base_transformer(model).config.hidden_size
         return (2 * self.kept(D) + self.bottleneck + D) * len(self.target_modules(model))
 
     @property
