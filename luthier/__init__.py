@@ -36,12 +36,14 @@ def __getattr__(name: str) -> Any:
 
 
 class _WhenPeftIsImported(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Runs the registration right after peft's own import, and never again."""
+    """Runs the registration right after peft's own import, and never again.
+
+    Asking whether peft could be imported (transformers does) is not importing it: only the import itself takes this away.
+    """
 
     def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> Any:
         if name != "peft":
             return None
-        sys.meta_path.remove(self)
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         if spec is None or spec.loader is None:
             return None
@@ -53,6 +55,7 @@ class _WhenPeftIsImported(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         module.__spec__.loader = module.__loader__ = self.loader  # type: ignore[union-attr]
+        sys.meta_path.remove(self)
         self.loader.exec_module(module)
         _register()
 

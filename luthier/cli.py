@@ -180,7 +180,9 @@ def evaluate(
 
 @app.command()
 def merge(
-    sources: Annotated[list[str], typer.Argument(help="an adapter or delta folder or run; or several model folders to average")],
+    sources: Annotated[
+        list[str], typer.Argument(help="an adapter or delta folder or run; or several model folders to average")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="folder of the merged model")],
     weights: Annotated[str, typer.Option(help="for several models: 0.7,0.3")] = "",
 ) -> None:

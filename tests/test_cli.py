@@ -113,3 +113,15 @@ def test_doctor_tells_versions() -> None:
     done = _cli("doctor")
     assert done.returncode == 0, done.stderr
     assert "torch" in done.stdout
+
+
+def test_asking_whether_peft_is_there_does_not_cost_the_registration() -> None:
+    """transformers looks for peft before anybody imports it; luthier's types must register all the same."""
+    script = (
+        "import importlib.util, sys\nimport luthier\n"
+        "assert importlib.util.find_spec('peft') and importlib.util.find_spec('peft')\n"
+        "import peft\nassert 'LUTHIER_DYLORA' in peft.PeftType.__members__\n"
+        "assert not [f for f in sys.meta_path if isinstance(f, luthier._WhenPeftIsImported)]"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -51,13 +51,14 @@ class _At(LoopCallback):
         {"name": "lora", "r": 4, "dropout": 0.1},
         {"name": "prompt_tuning", "tokens": 3},
         {"name": "child_tuning"},
-        {"name": "child_tuning", "variant": "task_driven", "rows": 8},
-        {"name": "sparse_adapter", "size": 4, "rows": 8},
+        {"name": "child_tuning", "variant": "task_driven", "rows": 4},
+        {"name": "sparse_adapter", "size": 4, "rows": 4},
+        {"name": "reinit", "decay": 0.5},
         {"name": "green", "budget": 0.7, "interval": 1},
         {"name": "green_lora", "r": 4, "budget": 0.6},
         {"name": "apet", "budget": 2000, "level": "scalars"},
     ],
-    ids=lambda t: "-".join(str(v) for k, v in t.items() if k in ("name", "variant")),
+    ids=lambda t: "-".join(str(v) for v in t.values() if isinstance(v, str)),
 )
 def test_interrupted_run_resumes_to_the_same_bits(
     recipe: dict[str, Any], tmp_path: Path, tuner: dict[str, Any]

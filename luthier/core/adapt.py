@@ -793,9 +793,11 @@ def _cut(out: Any, m: int) -> Any:
 
 def prompt_labels(model: nn.Module) -> tuple[int, list[PromptLabel]]:
     """m of the active prompts of a decoder, and their labels with rows counted over all m."""
-    m, found = 0, []
+    m = 0
+    found: list[PromptLabel] = []
     for layer in model.modules():
         if isinstance(layer, PromptLayer) and not layer.base_layer.config.is_encoder_decoder:
+            part: Any
             for part in layer.active_parts():
                 found += [dataclasses.replace(label, row=label.row + m) for label in part.labels()]
                 m += part.tokens

@@ -379,7 +379,8 @@ class Loop:
         for group in told or []:
             params = [named[n] for n in group["params"] if n in named]
             used |= set(group["params"])
-            groups.append({"params": params, "scale": group.get("lr_scale", 1.0)})
+            decay = {k: group[k] for k in ("weight_decay",) if k in group}  # else the run's
+            groups.append({"params": params, "scale": group.get("lr_scale", 1.0), **decay})
         rest = [p for n, p in named.items() if n not in used]
         groups += [{"params": rest, "scale": 1.0}] if rest else []
         if self.settings.decay_vectors or not self.settings.weight_decay:

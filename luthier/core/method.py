@@ -88,7 +88,7 @@ class Tuner(Method):
         return self
 
     def groups(self, model: nn.Module) -> list[dict[str, Any]] | None:
-        """Parameter groups [{"params": [names], "lr_scale": float, ...}] or None for one group."""
+        """Parameter groups [{"params": [names], "lr_scale": float, "weight_decay": float}] or None for one group."""
         return None
 
     @property

@@ -20,6 +20,7 @@ from luthier.core.batch import Example, LabelledExample
 from luthier.core.config import TrainSettings
 from luthier.core.loop import Loop, LoopCallback, seed_everything
 from luthier.core.method import Objective, Tuner
+from luthier.objectives._family import HeadObjective
 
 MAJORITY_MARGIN, LEAST_CORRELATION = 0.02, 0.2
 
@@ -86,7 +87,8 @@ def train_once(
         loop.callbacks.append(start)
     loop.fit()
     if labelled:
-        return judge(outputs(loop, held), [e.label for e in held])  # type: ignore[union-attr]
+        numbers = isinstance(objective, HeadObjective) and "regression" in objective.problems
+        return judge(outputs(loop, held), [e.label for e in held], numbers)  # type: ignore[union-attr]
     loss = loop.held_out_loss(held)
     return Outcome(-loss, not loss < start.loss)
 
@@ -110,10 +112,10 @@ def outputs(loop: Loop, held: Sequence[Example]) -> np.ndarray:
     return torch.cat([loop.scorer.class_logits(b).float().cpu() for b in batches]).numpy()
 
 
-def judge(said: np.ndarray, labels: Sequence[Any]) -> Outcome:
+def judge(said: np.ndarray, labels: Sequence[Any], numbers: bool) -> Outcome:
     """Accuracy of classes, or Pearson correlation of numbers; a correlation that is undefined is a failure, not a NaN."""
     true = np.asarray(labels)
-    if said.shape[1] > 1:
+    if not numbers:
         score = float((said.argmax(1) == true).mean())
         majority = float(np.bincount(true).max() / len(true))
         return Outcome(score, score <= majority + MAJORITY_MARGIN)

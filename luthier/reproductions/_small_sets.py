@@ -1,4 +1,4 @@
-"""Small labelled sets on the nano encoder: a class and a number from a few dozen rows, scored on unseen ones."""
+"""Small labelled sets on the nano encoder: classes and a number from a few dozen rows, scored on unseen ones."""
 
 from __future__ import annotations
 
@@ -20,14 +20,17 @@ class SmallSets(Experiment):
 
     model: ClassVar[str] = "nano-encoder"
     rows: ClassVar[int] = 60
+    pairs: ClassVar[int] = 240
     test_rows: ClassVar[int] = 300
     batch: ClassVar[int] = 16
     epochs: ClassVar[int] = 30
-    learning_rate: ClassVar[float] = 1e-3
-    objectives: ClassVar[dict[str, Objective]] = {"sentiment": Classification(), "similarity": Regression()}
+    learning_rate: ClassVar[float] = 6e-4
+    objectives: ClassVar[dict[str, Objective]] = {
+        "topic": Classification(), "acceptability": Classification(), "similarity": Regression(),
+    }  # fmt: skip
 
     def outcome(self, task: str, tuner: Tuner, seed: int, **changes: Any) -> Outcome:
-        """One run on `rows` training rows; accuracy or correlation on the test rows. `changes` are train settings."""
+        """One run on the few training rows; accuracy or correlation on the test rows. `changes` are train settings."""
         train, test, classes = self._data[task]
         settings = {
             "num_train_epochs": self.epochs, "per_device_train_batch_size": self.batch, "warmup_ratio": 0.1,
@@ -44,9 +47,11 @@ class SmallSets(Experiment):
         """Training rows, test rows and outputs of each task: the same for every seed."""
         tokenizer = load(self.model).tokenizer
         out = {}
-        for task in self.objectives:
+        for task, objective in self.objectives.items():
             source = f"sandbox:labels?task={task}_label"
-            train = data.prepare(f"{source}&n={self.rows}", tokenizer=tokenizer)
+            count = self.rows if isinstance(objective, Classification) else self.pairs
+            train = data.prepare(f"{source}&n={count}", tokenizer=tokenizer)
             test = data.prepare(f"{source}&split=test&n={self.test_rows}", tokenizer=tokenizer, type=train.source)
-            out[task] = (train.examples, test.examples, len(train.report.label_names or "1"))
+            classes = len(train.report.label_names or "") if isinstance(objective, Classification) else 1
+            out[task] = (train.examples, test.examples, classes)
         return out

@@ -84,6 +84,8 @@ def glorot(terms: int, rows: int, columns: int, zero: bool = False) -> Tensor:
 
 
 class AdapterPart(ModulePart):
+    shared: SlowWeights | None
+
     def __init__(self, down: nn.Module, up: nn.Module, act: str):
         super().__init__()
         self.down, self.up, self.act = down, up, activation(act)

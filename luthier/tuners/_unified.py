@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -116,6 +116,11 @@ class UnifiedTuner(ModuleTuner):
 
     def trained_copies(self, model: nn.Module) -> list[str]:
         return norm_modules(model) if self.train_norms else []
+
+    def groups(self, model: nn.Module) -> list[dict[str, Any]] | None:
+        """A trained s or g is not pulled to zero: the composition would be undone with it."""
+        trained = [n for n, p in model.named_parameters() if p.requires_grad and n.endswith(".scale")]
+        return [{"params": trained, "weight_decay": 0.0}] if trained else None
 
     def sizes(self, target: nn.Module, model: nn.Module) -> tuple[int, int]:
         """(features read, features changed) at a target."""

@@ -14,8 +14,9 @@ Start:      B = 0, U = 0, W_g = 0, g = 0.1: exactly prompt tuning with P, and De
 Cost:       m D + R (s + D) + 2 K D b + K (D + 1) + 1 scalars (+ 64 D for projected fusion) in training. The gate reads
             no input, so all folds into (m + s) D plain numbers for serving: `core.adapt.folded`.
 Paper:      Lan et al., 2024, "Efficient Prompt Tuning by Multi-Space Projection and Prompt Fusion", arXiv:2405.11464.
-Departures: the paper's exact formulas were not at hand: a scalar g in place of a feed-forward network, K = 4, b = 8 and
-            one gate a prompt are a reconstruction from its text. Gradients reach A and B through the fusion too.
+Departures: the paper's exact formulas were not at hand: a scalar g in place of a feed-forward network, one gate a prompt,
+            b = 8 and K = 2 are a reconstruction from its text (K = 4 with b = 8 leaves no room for A and B in 100 rows).
+            Gradients reach A and B through the fusion too.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class EPT(DecomposedTuner):
     paper: ClassVar[str] = "arXiv:2405.11464"
     cards: ClassVar[tuple[int, ...]] = (4,)
 
-    spaces: int = 4
+    spaces: int = 2
     bottleneck: int = 8
     fusion: Literal["plain", "projected"] = "plain"
     gate: Literal["prompt", "token"] = "prompt"

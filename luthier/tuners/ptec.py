@@ -13,8 +13,9 @@ Cost:       p D scalars and the head's K D; one forward pass an input, where gen
 Paper:      Buchner, Cao, Kalo and von Ehrenheim, 2023, "Prompt Tuned Embedding Classification for Multi-Label Industry
             Sector Allocation", arXiv:2309.12075, section 3. Loss and weights: objective `classification`.
 Departures: positions come from the mask, so padding on either side changes nothing; too few label tokens are filled up
-            with random rows instead of fixed ids. Encoders are taken too. On a model without a task head only the
-            prompt is there to train, which is the paper's baseline of prompt tuning with the language head.
+            with random rows instead of fixed ids; no exponential decay of the rates. Every kind of model is taken; in
+            encoder-decoders the prompt is the encoder's. On a model without a task head only the prompt is there to
+            train, which is the paper's baseline of prompt tuning with the language head.
 """
 
 from __future__ import annotations

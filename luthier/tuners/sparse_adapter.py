@@ -18,7 +18,8 @@ Cost:       2 round((1 - sparsity) D R) + R + D scalars a site: kept values are 
 Paper:      He et al., 2022, "SparseAdapter: An Easy Approach for Improving the Parameter-Efficiency of Adapters",
             arXiv:2210.04284, equations 3 to 5; scores: Lee et al., 2019 (SNIP), Wang et al., 2020 (GraSP).
 Departures: with W_up = 0 every gradient score is zero, so scores are taken at the paper's near-zero start W_up ~ N(0, std^2);
-            training then begins from W_up = 0. Matrices are pruned one by one. H g is a central difference. Outside
+            training then begins from W_up = 0. Matrices are pruned one by one. H g is a central difference (the loss is
+            computed by a fused operation that has no second derivative). Outside
             luthier's own loop no rows are shown, and the gradient scores fall back to magnitude.
 """
 
@@ -39,6 +40,8 @@ from luthier.core.method import LuthierError
 from luthier.core.probe import Probe
 from luthier.core.trainable import Selection, trainable_names
 
+STEP = 1e-3
+"""Of the difference behind H g, relative to the weights."""
 Losses = Sequence[Callable[[], Tensor]]
 Score = Callable[[list[Tensor], Losses], list[Tensor]]
 
@@ -181,7 +184,7 @@ def _grasp(dense: list[Tensor], losses: Losses) -> list[Tensor]:
     """w * H g: the change of the squared gradient when w is taken out is -2 of it, so the largest stay."""
     g = _gradient(dense, losses)
     width = math.sqrt(sum(float((x**2).sum()) for x in g)) or 1.0
-    step = 1e-2 * math.sqrt(sum(float((w**2).sum()) for w in dense)) / width
+    step = STEP * math.sqrt(sum(float((w.detach() ** 2).sum()) for w in dense)) / width
     sides = []
     for sign in (1, -1):
         _move(dense, g, sign * step)

@@ -158,7 +158,9 @@ def _plain(
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
         tables = {id(m.weight) for m in (model.get_input_embeddings(), model.get_output_embeddings()) if m is not None}
-        new |= {n for n, p in model.named_parameters(remove_duplicate=False) if id(p) in tables}  # its new rows are drawn
+        new |= {
+            n for n, p in model.named_parameters(remove_duplicate=False) if id(p) in tables
+        }  # its new rows are drawn
     return Loaded(model, tokenizer, task, name, where, tuple(sorted(new)))
 
 

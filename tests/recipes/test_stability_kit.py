@@ -85,12 +85,12 @@ def test_best_of_k_is_the_mean_over_all_choices() -> None:
 
 def test_failures() -> None:
     """A correlation that is not defined is a failure and never a NaN."""
-    assert judge(np.ones((6, 1)), [0.0, 1, 2, 3, 4, 5]) == Outcome(0.0, True)
-    assert judge(np.full((6, 1), np.nan), [0.0, 1, 2, 3, 4, 5]) == Outcome(0.0, True)
-    assert judge(np.arange(6.0)[:, None], [0.0, 1, 2, 3, 4, 5]) == Outcome(pytest.approx(1.0), False)
+    assert judge(np.ones((6, 1)), [0.0, 1, 2, 3, 4, 5], True) == Outcome(0.0, True)
+    assert judge(np.full((6, 1), np.nan), [0.0, 1, 2, 3, 4, 5], True) == Outcome(0.0, True)
+    assert judge(np.arange(6.0)[:, None], [0.0, 1, 2, 3, 4, 5], True) == Outcome(pytest.approx(1.0), False)
     always_one = np.tile([0.0, 1.0], (10, 1))
-    assert judge(always_one, [1] * 6 + [0] * 4) == Outcome(0.6, True)
-    assert judge(np.eye(2)[[1] * 6 + [0] * 4], [1] * 6 + [0] * 4) == Outcome(1.0, False)
+    assert judge(always_one, [1] * 6 + [0] * 4, False) == Outcome(0.6, True)
+    assert judge(np.eye(2)[[1] * 6 + [0] * 4], [1] * 6 + [0] * 4, False) == Outcome(1.0, False)
 
 
 def test_without_bias_correction_the_first_step_is_larger() -> None:

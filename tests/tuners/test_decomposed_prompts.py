@@ -47,6 +47,8 @@ def test_the_budget_counts_all_that_is_trained() -> None:
         count = tuner.parameter_count(base)
         assert 40 * 32 - (16 + 32) < count <= 40 * 32
     assert EPT(tokens=40, r=15, spaces=2).spent(768) + 40 * 768 + 15 * 1024 == 72_195  # the card's example
+    assert DEPT().rank(768) == 45
+    assert EPT().rank(768) == 19
     with pytest.raises(LuthierError, match=r"tuner\.budget: 5 rows of 32"):
         DEPT(tokens=4, budget=5).rank(32)
 
@@ -125,7 +127,7 @@ def test_one_space_is_one_bottleneck() -> None:
 @pytest.mark.parametrize("gate", ["prompt", "token"])
 def test_gates_sum_to_one(gate: str) -> None:
     weights = ept_part(gate=gate).weights(ept_part(gate=gate).fused())
-    assert weights.shape == ((3 if gate == "token" else 1), 4)
+    assert weights.shape == ((3 if gate == "token" else 1), 2)
     assert torch.allclose(weights.sum(-1), torch.ones(len(weights), dtype=torch.float64))
 
 

@@ -99,9 +99,7 @@ def plain_sum(keys: np.ndarray, values: np.ndarray, act: str, scale: float) -> C
     return head
 
 
-def with_attention(
-    plain: nn.Module, heads: dict[str, Callable[[int, int], Head]], scaled_query: bool
-) -> nn.Module:
+def with_attention(plain: nn.Module, heads: dict[str, Callable[[int, int], Head]], scaled_query: bool) -> nn.Module:
     """The base with attention of its modules `heads` computed by these functions, in numpy."""
     names = {id(plain.get_submodule(n)): n for n in heads}
 

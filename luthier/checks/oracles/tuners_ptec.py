@@ -80,7 +80,7 @@ def oracle_peft() -> None:
     model = method(__name__).wrap(_model(), "classification").eval()
     prompt, head = _vectors(model)
     config = PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=len(prompt))
-    theirs = get_peft_model(_model(), config).eval()
+    theirs: Any = get_peft_model(_model(), config).eval()
     theirs.prompt_encoder["default"].embedding.weight.data.copy_(prompt)
     theirs.get_base_model().score.modules_to_save["default"].weight.data.copy_(head)
     for e in EXAMPLES:

@@ -23,8 +23,9 @@ class HalfResetSweep(Forgetting):
     learning_rate: ClassVar[float] = 2e-3
     setup = """nano-1m, fully tuned on a sequence task that pretraining never showed, 250 steps of 32 rows, AdamW at 2e-3 with
     linear decay; then shares of the body's matrices (category draw) are put back. 300 pretrained facts, 200 unseen rows of the
-    new task and 200 of copying. The rate is the lower of two that were tried for card 05 (at 2e-3 the tuned model kept 0.44 of the
-    facts and half-reset 0.80; at 3e-3 0.03 and 0.45): the card's claim is about a tune that still has something to give back."""
+    new task and 200 of copying. Of the rates tried for card 05 with seed 0 (facts of the tuned model, and after half-reset:
+    1.5e-3 0.63, 0.77; 2e-3 0.35, 0.68; 2.5e-3 0.34, 0.61; 3e-3 0.08, 0.41) the second: the card's claim is about a tune that
+    still has something to give back."""
 
     def measure(self, seed: int) -> Row:
         base, tokenizer = self.base()

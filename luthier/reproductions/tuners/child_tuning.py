@@ -1,7 +1,7 @@
 """Card 60 on the sandbox: a child of the network, random or chosen by the task, against full fine-tuning on small sets.
 
 The paper's setting is few labelled rows: full fine-tuning, the random child of each step and the child of the largest
-Fisher information, on a classification and a regression of sixty rows, the same head and order of rows for all.
+Fisher information, on two classifications and a regression of few rows, the same head and order of rows for all.
 """
 
 from __future__ import annotations
@@ -23,10 +23,13 @@ CHILDREN: dict[str, Tuner] = {
 class Children(SmallSets):
     seeds: ClassVar[int] = 5
     faster: ClassVar[float] = 3.0
-    setup = """nano-encoder on 60 rows of sentiment (two classes) and 60 pairs of similarity (a number), 30 epochs of batches of 16,
-    AdamW with 10 % warm-up and linear decay; 300 unseen rows, accuracy and Pearson correlation. Full fine-tuning and children at
-    1e-3 and at 3e-3 each, since a masked step is shorter (what is masked does not move at all); each method is judged at its better
-    rate by the mean over seeds, chosen alike for all. p = 0.3, the middle of the paper's grid."""
+    setup = """nano-encoder on 60 rows of topic (five classes), 60 of acceptability (two) and 240 pairs of
+    similarity (a number), 30 epochs of batches of 16, AdamW with 10 % warm-up and linear decay; 300 unseen
+    rows, accuracy and Pearson correlation. Full fine-tuning and children at 6e-4 and at 1.8e-3 each, since a
+    masked step is shorter (what is masked does not move at all); each method is judged at its better rate by
+    the mean over seeds, chosen alike for all. p = 0.3, from the paper's grids. Pilot on seed 0 of an earlier,
+    weaker encoder, at 6e-4, topic and acceptability: full 1.00 and 0.83, task_free 0.51 and 0.76, task_driven
+    0.91 and 0.77."""
 
     def measure(self, seed: int) -> Row:
         out: Row = {}

@@ -35,13 +35,13 @@ class ContextAwarePromptTuning(Experiment):
     steps: ClassVar[int] = 60
     learning_rate: ClassVar[float] = 1e-2
     prompt_learning_rate: ClassVar[float] = 5e-2
-    setup = """nano-1m; a table of pretraining with 3 (6) of 12 entries exchanged, 3 (4) of its pairs as context and as training
-    rows, 60 steps on all of them, AdamW at 1e-2 (5e-2 for the free prompt), constant; radii are shares of the mean
+    setup = """nano-1m; a table of pretraining with 3 (6) of 12 entries exchanged, 3 (4) of its pairs as context and as
+    training rows, 60 steps on all of them, AdamW at 1e-2 (5e-2 for the free prompt), constant; radii are shares of the mean
     length of the embeddings, and only the shown inputs move; 12 draws of table, entries and context a seed. Held out:
-    symbols that the context does not show; all: every symbol. The likeliest of the twelve symbols is the answer. Pilots with seed 0, in which the first two
-    claims were not both met: 6 draws with these settings (held out: context .278, radius .1 .278, .3 .241, no ball .093;
-    all: .153, .167, .167, radius 1 .222), and 2 draws with templates moving too (held out .333, .333, 0, 0; all .167, .250,
-    .375, .417). Nothing was chosen by them but that templates stay still, as in the card's own trial."""
+    symbols that the context does not show; all: every symbol. The likeliest of the twelve symbols is the answer. Pilots
+    with seed 0: 6 draws with these settings (held out: context .278, radius .1 .278, .3 .241, no ball .093; all: .153, .167,
+    .167, radius 1 .222), and 2 draws with templates moving too (held out .333, .333, 0, 0; all .167, .250, .375, .417). In
+    neither did all claims hold; nothing was chosen by them but that templates stay still, as in the card's own trial."""
 
     def measure(self, seed: int) -> Row:
         base, tokenizer = sandbox.load(self.model)

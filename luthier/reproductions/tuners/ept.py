@@ -1,4 +1,4 @@
-"""Card 04 on the sandbox: six tasks, one set of options, equal budgets: long prompt, DePT, EPT and EPT without a part."""
+"""Card 04 on the sandbox: six new tasks, one set of options, equal budgets: long prompt, DePT, EPT and EPT without a part."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _still(*names: str) -> Change:
 class EfficientPromptTuning(Experiment):
     seeds: ClassVar[int] = 3
     model: ClassVar[str] = "nano-1m"
-    tasks: ClassVar[tuple[str, ...]] = ("reverse", "sort", "shift", "swap", "dedup", "interleave")
+    tasks: ClassVar[tuple[str, ...]] = ("mix", "backshift", "turnshift", "mirror", "descend", "ends")
     steps: ClassVar[int] = 120
     batch: ClassVar[int] = 16
     learning_rate: ClassVar[float] = 0.3
@@ -44,10 +44,12 @@ class EfficientPromptTuning(Experiment):
     spaces: ClassVar[int] = 2
     bottleneck: ClassVar[int] = 4
     test_rows: ClassVar[int] = 150
-    setup = """nano-1m; rows of six pretrained sequence tasks behind a word that says nothing, each task tuned alone for 120
-    steps of 16 rows, AdamW at 0.3 for prompts and 1/60 of it for the rest with linear decay, the same for all; every method
-    has at most the parameters of 40 prompt rows. Accuracy is that of answer tokens under teacher forcing on 150 unseen
-    rows; times are medians of CPU time on one thread."""
+    setup = """nano-1m; six sequence tasks that pretraining never showed, behind a word that says nothing, each tuned alone for
+    120 steps of 16 rows, AdamW at 0.3 for prompts and 1/60 of it for the rest with linear decay, the same for all; every
+    method has at most the parameters of 40 prompt rows. Accuracy is that of answer tokens under teacher forcing on 150
+    unseen rows; times are medians of CPU time on one thread. Pilots with seed 0: on the pretrained tasks reverse and sort
+    (60 steps) all methods were between .997 and .998, so tasks were taken that tell them apart; on mix, descend and ends (80
+    steps) prompt .761, DePT .772, EPT .778, without fusion .778, without projection .780, uniform gate .782."""
 
     def measure(self, seed: int) -> Row:
         base, tokenizer = sandbox.load(self.model)
@@ -105,7 +107,7 @@ class EfficientPromptTuning(Experiment):
             ),
             Claim(
                 "the gate leaves the uniform by 0.05 in total variation on one task, and differs between tasks",
-                f"from uniform {spread(rows, 'gate_from_uniform')}, between reverse and sort "
+                f"from uniform {spread(rows, 'gate_from_uniform')}, between the first two tasks "
                 f"{spread(rows, 'gate_between_tasks')}",
                 mean(rows, "gate_from_uniform") >= 0.05 and mean(rows, "gate_between_tasks") > 0,
                 central=False,

@@ -93,7 +93,8 @@ class _Curve(LoopCallback):
     """A measure after every so many steps."""
 
     def __init__(self, every: int, measure: Any):
-        self.every, self.measure, self.values = every, measure, {}
+        self.every, self.measure = every, measure
+        self.values: dict[int, float] = {}
 
     def step(self, loop: Loop) -> None:
         if loop.step_index % self.every == 0:
