@@ -54,6 +54,9 @@ class _At(LoopCallback):
         {"name": "child_tuning", "variant": "task_driven", "rows": 4},
         {"name": "sparse_adapter", "size": 4, "rows": 4},
         {"name": "reinit", "decay": 0.5},
+        {"name": "green", "budget": 0.7, "interval": 1},
+        {"name": "green_lora", "r": 4, "budget": 0.6},
+        {"name": "apet", "budget": 2000, "level": "scalars"},
     ],
     ids=lambda t: "-".join(str(v) for v in t.values() if isinstance(v, str)),
 )

@@ -18,7 +18,7 @@ import torch
 
 from luthier.core.batch import Example, LabelledExample
 from luthier.core.config import TrainSettings
-from luthier.core.loop import Loop, seed_everything
+from luthier.core.loop import Loop, LoopCallback, seed_everything
 from luthier.core.method import Objective, Tuner
 from luthier.objectives._family import HeadObjective
 
@@ -82,16 +82,25 @@ def train_once(
     pad = loaded.tokenizer.pad_token_id
     settings = settings.model_copy(update={"save_strategy": "no", "eval_strategy": "no", "report_to": "none"})
     loop = Loop(tuner.wrap(loaded.model, loaded.task, seed), tuner, objective, train, settings, pad, seed)
-    untuned = math.inf
+    start = _Start(held)
     if not labelled:
-        loop._prepare()
-        untuned = loop.held_out_loss(held)
+        loop.callbacks.append(start)
     loop.fit()
     if labelled:
         numbers = isinstance(objective, HeadObjective) and "regression" in objective.problems
         return judge(outputs(loop, held), [e.label for e in held], numbers)  # type: ignore[union-attr]
     loss = loop.held_out_loss(held)
-    return Outcome(-loss, not loss < untuned)
+    return Outcome(-loss, not loss < start.loss)
+
+
+class _Start(LoopCallback):
+    """The held-out loss before the first step."""
+
+    def __init__(self, held: Sequence[Example]):
+        self.held, self.loss = held, math.inf
+
+    def start(self, loop: Loop) -> None:
+        self.loss = loop.held_out_loss(self.held)
 
 
 @torch.no_grad()

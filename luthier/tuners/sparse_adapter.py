@@ -35,6 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from luthier.core.adapt import ModulePart, ModuleTuner, activation
+from luthier.core.anatomy import base_transformer
 from luthier.core.method import LuthierError
 from luthier.core.probe import Probe
 from luthier.core.trainable import Selection, trainable_names
@@ -134,7 +135,7 @@ class SparseAdapter(ModuleTuner):
         )  # fmt: skip
 
     def parameter_count(self, model: nn.Module) -> int:
-        D = model.config.hidden_size
+        D = base_transformer(model).config.hidden_size
         return (2 * self.kept(D) + self.bottleneck + D) * len(self.target_modules(model))
 
     @property
