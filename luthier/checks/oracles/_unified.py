@@ -7,6 +7,7 @@ prefix, never a concatenation; without softmax it is a plain sum. It runs as an 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -135,7 +136,7 @@ def prefixes(model: nn.Module, plain: nn.Module) -> dict[str, tuple[np.ndarray, 
     parts = {n: t for n, t in tensors_by_target(model).items() if "last.weight" in t}
     shared = {k.removeprefix("shared."): v.numpy() for t in parts.values() for k, v in t.items() if "shared." in k}
     stacks = {layer.matrix("q").module.rpartition(".")[0]: layer.stack for layer in anatomy(plain).layers}  # type: ignore[union-attr]
-    config = plain.config
+    config: Any = plain.config
     d = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads  # type: ignore[union-attr]
     found = {}
     for name, tensors in parts.items():

@@ -55,7 +55,7 @@ def oracle_numpy_adam() -> None:
                 m[k], v[k] = 0.9 * m[k] + 0.1 * g, 0.999 * v[k] + 0.001 * g**2
                 new = w[k] * (1 - LR * DECAY) - LR * (m[k] / (1 - 0.9**t)) / (np.sqrt(v[k] / (1 - 0.999**t)) + EPS)
                 w[k] = np.where(moves[k], new, w[k]) if k in moves else new
-        share = np.mean([float(mask.double().mean()) for drawn in masks.by_step for mask in drawn.values()])
+        share = float(np.mean([float(mask.double().mean()) for drawn in masks.by_step for mask in drawn.values()]))
         require(abs(share - SHARE) < 0.05, f"{world.label}: a share of {share:.2f} moves, not {SHARE}")
         for k, p in model.named_parameters():
             gap = float(np.abs(p.detach().double().numpy() - w[k]).max())

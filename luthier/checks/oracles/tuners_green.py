@@ -117,6 +117,7 @@ def oracle_importance() -> None:
     optimizer.zero_grad()
     other.losses[0]().backward()
     for name, parameter in parameters.items():
+        assert parameter.grad is not None
         wanted = -float((parameter.grad.double() * (parameter - start[name]).double()).sum())
         require(abs(found[name] - wanted) <= 1e-5 + 1e-3 * abs(wanted), f"{name}: {found[name]}, wanted {wanted}")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from peft import LoraConfig, get_peft_model
 
@@ -23,7 +25,8 @@ def oracle_pairs_alone() -> None:
         adam_epsilon=1e-4,
     )  # fmt: skip
     run.fit()
-    chosen = [n.removeprefix("base_model.model.") for n in run.selection.note["chosen"] if n != "head"]
+    note: Any = run.selection.note
+    chosen = [n.removeprefix("base_model.model.") for n in note["chosen"] if n != "head"]
     require(0 < len(chosen) < 14, f"{len(chosen)} of 14 pairs chosen")
     plain = get_peft_model(
         world.base(), LoraConfig(task_type="CAUSAL_LM", r=tuner.r, lora_alpha=tuner.alpha, target_modules=chosen)
@@ -46,7 +49,8 @@ def oracle_budget() -> None:
         model = tuner.wrap(world.base(attn_implementation="eager"), world.task)  # one kernel, whatever moves
         run = tuners.loop(tuner, world, model, 1, per_device_train_batch_size=len(world.examples))
         run.fit()
-        told, batch = run.selection.note, run._batch(run._chunks(0)[0], 0)
+        told: Any = run.selection.note
+        batch = run._batch(run._chunks(0)[0], 0)
         scorer = Scorer(model.train()).warm()
         with counter() as spent:
             world.objective.compute(scorer, batch).sum.backward()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from peft import LoraConfig, get_peft_model
 
@@ -29,7 +31,7 @@ def oracle_lora() -> None:
         model = trained(tuner, world)
         found = tensors_by_target(model)
         config = LoraConfig(r=tuner.size, lora_alpha=int(tuner.scale * tuner.size), target_modules=sorted(found))
-        theirs = get_peft_model(world.base(), config).eval()
+        theirs: Any = get_peft_model(world.base(), config).eval()
         for name, tensors in found.items():
             lora = theirs.get_base_model().get_submodule(name)
             lora.lora_A["default"].weight.copy_(tensors["down.weight"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from peft import PrefixTuningConfig, get_peft_model
 from torch import Tensor
@@ -20,7 +22,7 @@ def oracle_peft() -> None:
         model, plain = trained(tuner, world), world.base()
         found = dense.prefixes(model, plain)
         row = [torch.from_numpy(half).transpose(0, 1).flatten(1) for pair in found.values() for half in pair]
-        theirs = get_peft_model(
+        theirs: Any = get_peft_model(
             world.base(), PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=tuner.length)
         ).eval()
         table: Tensor = theirs.prompt_encoder["default"].embedding.weight

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from scipy.special import erf
@@ -13,7 +15,7 @@ from luthier.checks._models import WORLDS
 from luthier.checks.oracles._tuners import method, trained, worlds
 
 
-def _parts(model: nn.Module) -> dict[str, nn.Module]:
+def _parts(model: nn.Module) -> dict[str, Any]:
     """Name of each adapted module in the base to its part."""
     found = {}
     for name, module in model.get_base_model().named_modules():  # type: ignore[operator]
@@ -90,11 +92,11 @@ def _scores(criterion, world, plain, dense):  # type: ignore[no-untyped-def]
         each = [torch.autograd.grad(loss(b), leaves) for b in rows]
         flat = [sum(g[i] ** 2 for g in each) for i in range(len(leaves))]
     else:
-        mean = sum(loss(b) for b in rows) / len(rows)
+        mean: Any = sum(loss(b) for b in rows) / len(rows)
         g = torch.autograd.grad(mean, leaves, create_graph=True)
         if criterion == "snip":
             flat = [(w * x).abs() for w, x in zip(leaves, g, strict=True)]
         else:
-            square = sum((x * x.detach()).sum() for x in g)
+            square: Any = sum((x * x.detach()).sum() for x in g)
             flat = [w * h for w, h in zip(leaves, torch.autograd.grad(square, leaves), strict=True)]
     return [flat[i : i + 2] for i in range(0, len(flat), 2)]

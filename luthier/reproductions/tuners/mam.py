@@ -42,7 +42,8 @@ class MixAndMatch(NewTasks):
 
     def claims(self, rows: list[Row]) -> list[Claim]:
         names = ("mam", "prefix", "parallel", "sequential", "full")
-        found, told = ({n: self.best(rows, n)[i] for n in names} for i in (0, 1))
+        found = {n: self.best(rows, n)[0] for n in names}
+        told = {n: self.best(rows, n)[1] for n in names}
         return [
             Claim(
                 "MAM learns within 5 points of full fine-tuning",

@@ -39,7 +39,8 @@ class ParallelAgainstSequential(NewTasks):
 
     def claims(self, rows: list[Row]) -> list[Claim]:
         names = ("parallel", "sequential", "attention", "behind_attention", "lora", "full")
-        found, told = ({n: self.best(rows, n)[i] for n in names} for i in (0, 1))
+        found = {n: self.best(rows, n)[0] for n in names}
+        told = {n: self.best(rows, n)[1] for n in names}
         return [
             Claim(
                 "beside the feed-forward block an adapter learns more than behind it, by 15 points or more",
