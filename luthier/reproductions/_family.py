@@ -32,10 +32,12 @@ class Experiment(ABC):
     """One experiment, run for several seeds.
 
     seeds    how many by default;  setup  model, data and settings in a sentence
+    scope    what a claim that fails is limited to: "at <scope> these do not hold"
     """
 
     seeds: ClassVar[int] = 3
     setup: ClassVar[str] = ""
+    scope: ClassVar[str] = "this size"
 
     @abstractmethod
     def measure(self, seed: int) -> Row:
@@ -47,7 +49,8 @@ class Experiment(ABC):
 
     def explanation(self, rows: list[Row]) -> str:
         """What was found where a central claim does not hold."""
-        return ""
+        failed = [c.statement for c in self.claims(rows) if c.central and not c.holds]
+        return f"at {self.scope} these do not hold: {'; '.join(failed)}"
 
     def settings(self) -> dict[str, Any]:
         """Everything that decides the numbers, for the manifest."""

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any, ClassVar
 
-import torch
-
-from luthier import data, sandbox
+from luthier import sandbox
 from luthier.core.config import TrainSettings
-from luthier.core.loop import Loop
 from luthier.core.method import Tuner
 from luthier.core.subject import Subject
 from luthier.decoding.greedy import Greedy
-from luthier.objectives.sft import SFT
 from luthier.reproductions._family import Experiment
+from luthier.reproductions._sequence import lessons, token_accuracy, tune, unseen
 
 
 class Forgetting(Experiment):
@@ -33,24 +29,21 @@ class Forgetting(Experiment):
 
     def tuned(self, base: Any, tokenizer: Any, tuner: Tuner, seed: int) -> Any:
         """A copy of the base after tuning."""
-        train = data.prepare(f"sandbox:sequence?task={self.task}&n=2000&seed={seed}", tokenizer=tokenizer).examples
-        model = tuner.wrap(copy.deepcopy(base), "causal_lm", seed)
         settings = TrainSettings(
             max_steps=self.steps, per_device_train_batch_size=self.batch, learning_rate=self.learning_rate
         )
-        Loop(model, tuner, SFT(), train, settings, tokenizer.pad_token_id, seed).fit()
-        return model.eval()
+        return tune(base, tokenizer, tuner, lessons(tokenizer, self.task, seed), settings, seed).model
 
     def facts_kept(self, model: Any, tokenizer: Any) -> float:
         rows = sandbox.rows("facts", task="verbatim", part="known", n=self.facts, seed=11)
         return exact(model, tokenizer, "facts", rows, 8)
 
     def skill_kept(self, model: Any, tokenizer: Any, task: str) -> float:
-        rows = sandbox.rows("sequence", task=task, split="test", n=self.test_rows, seed=13)
+        rows = unseen(task, self.test_rows, seed=13)
         return exact(model, tokenizer, "sequence", rows, 16)
 
     def score(self, model: Any, tokenizer: Any) -> dict[str, float]:
-        rows = sandbox.rows("sequence", task=self.task, split="test", n=self.test_rows, seed=12)
+        rows = unseen(self.task, self.test_rows)
         return {
             "facts": self.facts_kept(model, tokenizer),
             "task": exact(model, tokenizer, "sequence", rows, 16),
@@ -63,12 +56,3 @@ def exact(model: Any, tokenizer: Any, world: str, rows: list[dict[str, Any]], li
     texts = subject.generate([r["prompt"] for r in rows], max_new_tokens=limit, stop=["\n"])
     judge = sandbox.world(world).score
     return sum(judge(r, t) for r, t in zip(rows, texts, strict=True)) / len(rows)
-
-
-@torch.no_grad()
-def token_accuracy(model: Any, tokenizer: Any, rows: list[dict[str, Any]]) -> float:
-    """Share of answer tokens that are the likeliest given the true past."""
-    subject = Subject(model, tokenizer)
-    pairs = [subject.encode_pair(r["prompt"], r["completion"]) for r in rows]
-    best = [hit for _, hit in subject.pair_logp(pairs)]
-    return float(sum(h.sum() for h in best) / sum(len(h) for h in best))

@@ -19,6 +19,7 @@ SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 class HalfResetSweep(Forgetting):
+    scope: ClassVar[str] = "this size and rate"
     seeds: ClassVar[int] = 3
     learning_rate: ClassVar[float] = 2e-3
     setup = """nano-1m, fully tuned on a sequence task that pretraining never showed, 250 steps of 32 rows, AdamW at 2e-3 with
@@ -79,7 +80,3 @@ class HalfResetSweep(Forgetting):
                 central=False,
             ),
         ]
-
-    def explanation(self, rows: list[Row]) -> str:
-        failed = [c.statement for c in self.claims(rows) if c.central and not c.holds]
-        return f"at this size and rate these do not hold: {'; '.join(failed)}"

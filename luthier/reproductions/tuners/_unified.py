@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any, ClassVar
 
-import torch
-
-from luthier import data, sandbox
+from luthier import sandbox
 from luthier.core.config import TrainSettings
-from luthier.core.loop import Loop
 from luthier.core.method import Tuner
-from luthier.core.subject import Subject
-from luthier.objectives.sft import SFT
 from luthier.reproductions._family import Experiment, Row, mean, spread
+from luthier.reproductions._sequence import lessons, token_accuracy, tune, unseen
 from luthier.tuners.full import Full
 
 
 class NewTasks(Experiment):
     """Token accuracy of every tuner on every task. Keys of a row: `<tuner> <rate> <task>`, and without task the mean."""
 
+    scope: ClassVar[str] = "this size and with these rates"
     model: ClassVar[str] = "nano-1m"
     tasks: ClassVar[str] = "mix backshift"
     steps: ClassVar[int] = 200
@@ -32,10 +28,6 @@ class NewTasks(Experiment):
         """Name to tuner; full fine-tuning is added."""
         raise NotImplementedError
 
-    def settings(self) -> dict[str, Any]:
-        shared = {k: v for k, v in vars(NewTasks).items() if not k.startswith("_") and isinstance(v, int | str)}
-        return shared | super().settings()
-
     def measure(self, seed: int) -> Row:
         base, tokenizer = sandbox.load(self.model)
         plan = [(n, t, rate) for n, t in self.tuners(base).items() for rate in self.rates.split()]
@@ -43,11 +35,11 @@ class NewTasks(Experiment):
         for name, tuner, rate in [*plan, ("full", Full(), self.full_rate)]:
             found = []
             for task in self.tasks.split():
-                found.append(
-                    tuned_accuracy(
-                        base, tokenizer, tuner, task, seed, self.steps, self.batch, float(rate), self.test_rows
-                    )
+                settings = TrainSettings(
+                    max_steps=self.steps, per_device_train_batch_size=self.batch, learning_rate=float(rate)
                 )
+                done = tune(base, tokenizer, tuner, lessons(tokenizer, task, seed), settings, seed)
+                found.append(token_accuracy(done.model, tokenizer, unseen(task, self.test_rows)))
                 out[f"{name} {rate} {task}"] = found[-1]
             out[f"{name} {rate}"] = sum(found) / len(found)
         return out
@@ -57,29 +49,3 @@ class NewTasks(Experiment):
         keys = [k for k in rows[0] if k.split(" ")[0] == name and len(k.split(" ")) == 2]
         key = max(keys, key=lambda k: mean(rows, k))
         return mean(rows, key), f"{name} {spread(rows, key)} (at {key.split(' ')[1]})"
-
-    def explanation(self, rows: list[Row]) -> str:
-        failed = [c.statement for c in self.claims(rows) if c.central and not c.holds]
-        return f"at this size and with these rates these do not hold: {'; '.join(failed)}"
-
-
-def tuned_accuracy(
-    base: Any, tokenizer: Any, tuner: Tuner, task: str, seed: int, steps: int, batch: int, rate: float, test_rows: int
-) -> float:
-    """Token accuracy under teacher forcing on unseen rows of `task`, after tuning on it."""
-    source = f"sandbox:sequence?task={task}&n=2000&seed={seed}"
-    train = data.prepare(source, tokenizer=tokenizer).examples
-    model = tuner.wrap(copy.deepcopy(base), "causal_lm", seed)
-    settings = TrainSettings(max_steps=steps, per_device_train_batch_size=batch, learning_rate=rate)
-    Loop(model, tuner, SFT(), train, settings, tokenizer.pad_token_id, seed).fit()
-    rows = sandbox.rows("sequence", task=task, split="test", n=test_rows, seed=12)
-    return token_accuracy(model.eval(), tokenizer, rows)
-
-
-@torch.no_grad()
-def token_accuracy(model: Any, tokenizer: Any, rows: list[dict[str, Any]]) -> float:
-    """Share of answer tokens that are the likeliest given the true past."""
-    subject = Subject(model, tokenizer)
-    pairs = [subject.encode_pair(r["prompt"], r["completion"]) for r in rows]
-    best = [hit for _, hit in subject.pair_logp(pairs)]
-    return float(sum(h.sum() for h in best) / sum(len(h) for h in best))

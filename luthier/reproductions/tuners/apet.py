@@ -7,26 +7,22 @@ model; N_high, the smallest N within 2 points of full fine-tuning.
 
 from __future__ import annotations
 
-import copy
 import statistics
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import torch
-
-from luthier import data, sandbox
+from luthier import sandbox
 from luthier.core.config import TrainSettings
-from luthier.core.loop import Loop
 from luthier.core.method import Tuner
-from luthier.core.subject import Subject
-from luthier.objectives.sft import SFT
 from luthier.reproductions._family import Claim, Experiment, Row, mean, spread
+from luthier.reproductions._sequence import lessons, token_accuracy, tune, unseen
 from luthier.tuners.apet import APET
 from luthier.tuners.apet_units import ApetUnits
 from luthier.tuners.full import Full
 
 
 class ArbitraryParameters(Experiment):
+    scope: ClassVar[str] = "this size, rate and number of steps"
     seeds: ClassVar[int] = 3
     model: ClassVar[str] = "nano-1m"
     task: ClassVar[str] = "mirror"
@@ -46,23 +42,23 @@ class ArbitraryParameters(Experiment):
 
     def measure(self, seed: int) -> Row:
         base, tokenizer = sandbox.load(self.model)
-        train = data.prepare(f"sandbox:sequence?task={self.task}&n=2000&seed={seed}", tokenizer=tokenizer).examples
+        train, asked = lessons(tokenizer, self.task, seed), unseen(self.task, self.test_rows)
         out: Row = {
             "total": float(sum(p.numel() for p in base.parameters())),
-            "base_accuracy": _token_accuracy(base.eval(), tokenizer, self.task, self.test_rows),
+            "base_accuracy": token_accuracy(base.eval(), tokenizer, asked),
         }
 
         def run(name: str, tuner: Tuner, learning_rate: float) -> None:
-            model = tuner.wrap(copy.deepcopy(base), "causal_lm", seed)
             settings = TrainSettings(
                 max_steps=self.steps,
                 per_device_train_batch_size=self.batch,
                 learning_rate=learning_rate,
                 weight_decay=0.0,
             )
-            cost = Loop(model, tuner, SFT(), train, settings, tokenizer.pad_token_id, seed).fit().cost
-            out[f"{name}_accuracy"] = _token_accuracy(model.eval(), tokenizer, self.task, self.test_rows)
-            out[f"{name}_trained"], out[f"{name}_moved"] = cost["trainable_parameters"], cost["moved_parameters"]
+            done = tune(base, tokenizer, tuner, train, settings, seed)
+            out[f"{name}_accuracy"] = token_accuracy(done.model, tokenizer, asked)
+            out[f"{name}_trained"] = done.cost["trainable_parameters"]
+            out[f"{name}_moved"] = done.cost["moved_parameters"]
 
         for n in self.numbers():
             run(f"scalars{n}", APET(budget=n, level="scalars", seed=seed), self.learning_rate)
@@ -121,16 +117,3 @@ class ArbitraryParameters(Experiment):
                 central=False,
             ),
         ]
-
-    def explanation(self, rows: list[Row]) -> str:
-        failed = [c.statement for c in self.claims(rows) if c.central and not c.holds]
-        return f"at this size, rate and number of steps these do not hold: {'; '.join(failed)}"
-
-
-@torch.no_grad()
-def _token_accuracy(model: Any, tokenizer: Any, task: str, n: int) -> float:
-    """Share of answer tokens of unseen rows that are the likeliest given the true past."""
-    subject = Subject(model, tokenizer)
-    rows = sandbox.rows("sequence", task=task, split="test", n=n, seed=12)
-    best = [hit for _, hit in subject.pair_logp([subject.encode_pair(r["prompt"], r["completion"]) for r in rows])]
-    return float(sum(h.sum() for h in best) / sum(len(h) for h in best))

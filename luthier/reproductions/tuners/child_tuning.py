@@ -62,9 +62,5 @@ class Children(SmallSets):
             ),
         ]
 
-    def explanation(self, rows: list[Row]) -> str:
-        failed = [c.statement for c in self.claims(rows) if c.central and not c.holds]
-        return f"at this size these do not hold: {'; '.join(failed)}"
-
     def _best(self, rows: list[Row], task: str, name: str) -> str:
         return max((f"{task}_{name}_{label}" for label in ("slow", "fast")), key=lambda key: mean(rows, key))

@@ -6,18 +6,13 @@ adapter, at equal steps and data. Token accuracy under teacher forcing on unseen
 
 from __future__ import annotations
 
-import copy
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import torch
-
-from luthier import data, sandbox
+from luthier import sandbox
 from luthier.core.config import TrainSettings
-from luthier.core.loop import Loop
 from luthier.core.method import Tuner
-from luthier.core.subject import Subject
-from luthier.objectives.sft import SFT
 from luthier.reproductions._family import Claim, Experiment, Row, mean, spread
+from luthier.reproductions._sequence import lessons, token_accuracy, tune, unseen
 from luthier.tuners.bottleneck import Bottleneck
 from luthier.tuners.compacter import Compacter
 from luthier.tuners.freeze import Freeze
@@ -33,6 +28,7 @@ TUNERS: dict[str, tuple[Tuner, float]] = {
 
 
 class QualityPerParameter(Experiment):
+    scope: ClassVar[str] = "this size and these rates"
     seeds: ClassVar[int] = 3
     model: ClassVar[str] = "nano-1m"
     task: ClassVar[str] = "mirror"
@@ -46,14 +42,12 @@ class QualityPerParameter(Experiment):
 
     def measure(self, seed: int) -> Row:
         base, tokenizer = sandbox.load(self.model)
-        train = data.prepare(f"sandbox:sequence?task={self.task}&n=2000&seed={seed}", tokenizer=tokenizer).examples
-        rows = sandbox.rows("sequence", task=self.task, split="test", n=self.test_rows, seed=12)
-        out: Row = {"base": _token_accuracy(base, tokenizer, rows)}
+        train, asked = lessons(tokenizer, self.task, seed), unseen(self.task, self.test_rows)
+        out: Row = {"base": token_accuracy(base, tokenizer, asked)}
         for name, (tuner, rate) in TUNERS.items():
-            model = tuner.wrap(copy.deepcopy(base), "causal_lm", seed)
             settings = TrainSettings(max_steps=self.steps, per_device_train_batch_size=self.batch, learning_rate=rate)
-            Loop(model, tuner, SFT(), train, settings, tokenizer.pad_token_id, seed).fit()
-            out[name] = _token_accuracy(model.eval(), tokenizer, rows)
+            done = tune(base, tokenizer, tuner, train, settings, seed)
+            out[name] = token_accuracy(done.model, tokenizer, asked)
             out[f"{name}_parameters"] = float(tuner.parameter_count(base))
         return out
 
@@ -85,15 +79,3 @@ class QualityPerParameter(Experiment):
                 central=False,
             ),
         ]
-
-    def explanation(self, rows: list[Row]) -> str:
-        failed = [c.statement for c in self.claims(rows) if c.central and not c.holds]
-        return f"at this size and these rates these do not hold: {'; '.join(failed)}"
-
-
-@torch.no_grad()
-def _token_accuracy(model: Any, tokenizer: Any, rows: list[dict[str, Any]]) -> float:
-    """Share of answer tokens that are the likeliest given the true past."""
-    subject = Subject(model, tokenizer)
-    best = [hit for _, hit in subject.pair_logp([subject.encode_pair(r["prompt"], r["completion"]) for r in rows])]
-    return float(sum(h.sum() for h in best) / sum(len(h) for h in best))

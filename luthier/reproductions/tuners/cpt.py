@@ -108,10 +108,6 @@ class ContextAwarePromptTuning(Experiment):
             ),
         ]
 
-    def explanation(self, rows: list[Row]) -> str:
-        failed = [c.statement for c in self.claims(rows) if c.central and not c.holds]
-        return f"at this size these do not hold: {'; '.join(failed)}"
-
 
 def _changed(rng: random.Random, entries: int) -> dict[str, str]:
     """A table of pretraining in which the values of some symbols went round."""

@@ -11,12 +11,14 @@ from typing import ClassVar
 
 from luthier import sandbox
 from luthier.reproductions._family import Claim, Experiment, Row, mean, spread
+from luthier.reproductions._sequence import NEUTRAL, token_accuracy, unseen
 from luthier.reproductions.tuners import _prompts
 from luthier.tuners.dept import DePT
 from luthier.tuners.prompt_tuning import PromptTuning
 
 
 class DecomposedPromptTuning(Experiment):
+    scope: ClassVar[str] = "this size and these rates"
     seeds: ClassVar[int] = 3
     model: ClassVar[str] = "nano-1m"
     tasks: ClassVar[tuple[str, ...]] = ("reverse", "sort")
@@ -44,13 +46,13 @@ class DecomposedPromptTuning(Experiment):
         }
         told: dict[str, list[float]] = {}
         for task in self.tasks:
-            asked = _prompts.rows(task, "test", self.test_rows, 12)
-            told.setdefault("frozen_accuracy", []).append(_prompts.token_accuracy(base, tokenizer, asked))
+            asked = unseen(task, self.test_rows, NEUTRAL)
+            told.setdefault("frozen_accuracy", []).append(token_accuracy(base, tokenizer, asked))
             for name, tuner in tuners.items():
                 model, seconds = _prompts.tune(
                     base, tokenizer, tuner, task, seed, self.steps, self.batch, self.learning_rate
                 )
-                told.setdefault(f"{name}_accuracy", []).append(_prompts.token_accuracy(model, tokenizer, asked))
+                told.setdefault(f"{name}_accuracy", []).append(token_accuracy(model, tokenizer, asked))
                 told.setdefault(f"{name}_step_seconds", []).append(seconds)
         row = {k: statistics.fmean(v) for k, v in told.items()}
         counts = {f"{k}_parameters": float(t.parameter_count(base)) for k, t in tuners.items()}
@@ -77,7 +79,3 @@ class DecomposedPromptTuning(Experiment):
                 dept - one >= 0.2,
             ),
         ]
-
-    def explanation(self, rows: list[Row]) -> str:
-        failed = [c.statement for c in self.claims(rows) if c.central and not c.holds]
-        return f"at this size and these rates these do not hold: {'; '.join(failed)}"

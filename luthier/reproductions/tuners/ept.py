@@ -12,6 +12,7 @@ from torch import nn
 from luthier import sandbox
 from luthier.core.adapt import PromptPart
 from luthier.reproductions._family import Claim, Experiment, Row, mean, spread
+from luthier.reproductions._sequence import NEUTRAL, token_accuracy, unseen
 from luthier.reproductions.tuners import _prompts
 from luthier.tuners.dept import DePT
 from luthier.tuners.ept import EPT, EnrichedPart
@@ -32,6 +33,7 @@ def _still(*names: str) -> Change:
 
 
 class EfficientPromptTuning(Experiment):
+    scope: ClassVar[str] = "this size and these rates"
     seeds: ClassVar[int] = 3
     model: ClassVar[str] = "nano-1m"
     tasks: ClassVar[tuple[str, ...]] = ("mix", "backshift", "turnshift", "mirror", "descend", "ends")
@@ -67,12 +69,12 @@ class EfficientPromptTuning(Experiment):
         seconds: dict[str, list[float]] = {k: [] for k in trials}
         gates: list[torch.Tensor] = []
         for task in self.tasks:
-            asked = _prompts.rows(task, "test", self.test_rows, 12)
+            asked = unseen(task, self.test_rows, NEUTRAL)
             for name, (tuner, change) in trials.items():
                 model, took = _prompts.tune(
                     base, tokenizer, tuner, task, seed, self.steps, self.batch, self.learning_rate, change=change
                 )
-                accuracy[name].append(_prompts.token_accuracy(model, tokenizer, asked))
+                accuracy[name].append(token_accuracy(model, tokenizer, asked))
                 seconds[name].append(took)
                 if name == "ept":
                     gates.append(_gate(model))
@@ -123,10 +125,6 @@ class EfficientPromptTuning(Experiment):
                 central=False,
             ),
         ]
-
-    def explanation(self, rows: list[Row]) -> str:
-        failed = [c.statement for c in self.claims(rows) if c.central and not c.holds]
-        return f"at this size and these rates these do not hold: {'; '.join(failed)}"
 
 
 @torch.no_grad()

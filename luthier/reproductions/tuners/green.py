@@ -10,16 +10,14 @@ from __future__ import annotations
 import copy
 from typing import Any, ClassVar
 
-import torch
-
-from luthier import data, sandbox
+from luthier import sandbox
 from luthier.core.anatomy import anatomy
 from luthier.core.config import TrainSettings
 from luthier.core.loop import Loop
 from luthier.core.method import Tuner
-from luthier.core.subject import Subject
 from luthier.objectives.sft import SFT
 from luthier.reproductions._family import Claim, Experiment, Row, mean, spread
+from luthier.reproductions._sequence import lessons, token_accuracy, tune, unseen
 from luthier.tuners.freeze import Freeze
 from luthier.tuners.full import Full
 from luthier.tuners.green import Green
@@ -27,6 +25,7 @@ from luthier.tuners.lora import LoRA
 
 
 class GreenTrainer(Experiment):
+    scope: ClassVar[str] = "this size, rate and number of steps"
     seeds: ClassVar[int] = 3
     model: ClassVar[str] = "nano-1m"
     task: ClassVar[str] = "mirror"
@@ -41,23 +40,20 @@ class GreenTrainer(Experiment):
 
     def measure(self, seed: int) -> Row:
         base, tokenizer = sandbox.load(self.model)
-        train = data.prepare(
-            f"sandbox:sequence?task={self.task}&n={self.rows}&seed={seed}", tokenizer=tokenizer
-        ).examples
+        train, asked = lessons(tokenizer, self.task, seed, self.rows), unseen(self.task, self.test_rows)
         out: Row = {}
 
         def run(name: str, tuner: Tuner, learning_rate: float = self.learning_rate) -> dict[str, Any]:
-            model = tuner.wrap(copy.deepcopy(base), "causal_lm", seed)
             settings = TrainSettings(
                 max_steps=self.steps, per_device_train_batch_size=self.batch, learning_rate=learning_rate,
                 cache_frozen_layers=False,  # shares are of arithmetic that is really asked for
             )  # fmt: skip
-            loop = Loop(model, tuner, SFT(), train, settings, tokenizer.pad_token_id, seed)
-            cost = loop.fit().cost
+            done = tune(base, tokenizer, tuner, train, settings, seed)
+            cost = done.cost
             out[f"{name}_flops"] = cost["train_flops"] - cost["choice_flops"]
             out[f"{name}_choice_flops"] = cost["choice_flops"]
-            out[f"{name}_accuracy"] = _token_accuracy(model.eval(), tokenizer, self.task, self.test_rows)
-            told = [row["selection"] for row in loop.history if "selection" in row]
+            out[f"{name}_accuracy"] = token_accuracy(done.model, tokenizer, asked)
+            told = [row["selection"] for row in done.loop.history if "selection" in row]
             for part in told[:1]:
                 out[f"{name}_announced"] = part["share_of_full"]
                 out[f"{name}_first_tensors"] = len(part["chosen"])
@@ -126,16 +122,3 @@ class GreenTrainer(Experiment):
                 central=False,
             ),
         ]
-
-    def explanation(self, rows: list[Row]) -> str:
-        failed = [c.statement for c in self.claims(rows) if c.central and not c.holds]
-        return f"at this size, rate and number of steps these do not hold: {'; '.join(failed)}"
-
-
-@torch.no_grad()
-def _token_accuracy(model: Any, tokenizer: Any, task: str, n: int) -> float:
-    """Share of answer tokens of unseen rows that are the likeliest given the true past."""
-    subject = Subject(model, tokenizer)
-    rows = sandbox.rows("sequence", task=task, split="test", n=n, seed=12)
-    best = [hit for _, hit in subject.pair_logp([subject.encode_pair(r["prompt"], r["completion"]) for r in rows])]
-    return float(sum(h.sum() for h in best) / sum(len(h) for h in best))

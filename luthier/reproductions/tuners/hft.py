@@ -18,6 +18,7 @@ from luthier.tuners.hft import HFT
 
 
 class HalfFineTuning(Forgetting):
+    scope: ClassVar[str] = "this size and rate"
     seeds: ClassVar[int] = 3
     setup = """nano-1m tuned on a sequence task that pretraining never showed, 250 steps of 32 rows, AdamW at 2.5e-3 with linear
     decay; then 300 pretrained facts and 200 unseen rows of the new task. Pilots with seed 0 (facts kept by full, half,
@@ -63,7 +64,3 @@ class HalfFineTuning(Forgetting):
                 gap <= 0.10,
             ),
         ]
-
-    def explanation(self, rows: list[Row]) -> str:
-        failed = [c.statement for c in self.claims(rows) if c.central and not c.holds]
-        return f"at this size and rate these do not hold: {'; '.join(failed)}"

@@ -6,18 +6,14 @@ Adapters of 8 after attention and feed-forward (scattered) against sequential in
 
 from __future__ import annotations
 
-import copy
 from typing import Any, ClassVar
 
-import torch
-
-from luthier import data, sandbox
+from luthier import sandbox
 from luthier.core.config import TrainSettings
 from luthier.core.loop import Loop, LoopCallback
 from luthier.core.method import Tuner
-from luthier.core.subject import Subject
-from luthier.objectives.sft import SFT
 from luthier.reproductions._family import Claim, Experiment, Row, mean, spread
+from luthier.reproductions._sequence import lessons, token_accuracy, tune, unseen
 from luthier.tuners.bottleneck import Bottleneck
 from luthier.tuners.iaa import Iaa
 
@@ -29,6 +25,7 @@ TUNERS: dict[str, Tuner] = {
 
 
 class Convergence(Experiment):
+    scope: ClassVar[str] = "this size, depth and rate"
     seeds: ClassVar[int] = 3
     model: ClassVar[str] = "nano-1m"
     task: ClassVar[str] = "mirror"
@@ -44,17 +41,15 @@ class Convergence(Experiment):
 
     def measure(self, seed: int) -> Row:
         base, tokenizer = sandbox.load(self.model)
-        train = data.prepare(f"sandbox:sequence?task={self.task}&n=2000&seed={seed}", tokenizer=tokenizer).examples
-        rows = sandbox.rows("sequence", task=self.task, split="test", n=self.test_rows, seed=12)
+        train, asked = lessons(tokenizer, self.task, seed), unseen(self.task, self.test_rows)
         out: Row = {}
         for name, tuner in TUNERS.items():
-            model = tuner.wrap(copy.deepcopy(base), "causal_lm", seed)
-            curve = _Curve(self.every, lambda m: _token_accuracy(m, tokenizer, rows))
+            curve = _Curve(self.every, lambda m: token_accuracy(m, tokenizer, asked))
             settings = TrainSettings(
                 max_steps=self.every * self.moments, per_device_train_batch_size=self.batch,
                 learning_rate=self.learning_rate, lr_scheduler_type="constant_with_warmup",
             )  # fmt: skip
-            Loop(model, tuner, SFT(), train, settings, tokenizer.pad_token_id, seed, callbacks=[curve]).fit()
+            tune(base, tokenizer, tuner, train, settings, seed, [curve])
             out |= {f"{name}_{step}": value for step, value in curve.values.items()}
             out[f"{name}_parameters"] = float(tuner.parameter_count(base))
         return out
@@ -84,10 +79,6 @@ class Convergence(Experiment):
                   measured, area("connected_lora") > area("scattered"), central=False),
         ]  # fmt: skip
 
-    def explanation(self, rows: list[Row]) -> str:
-        failed = [c.statement for c in self.claims(rows) if c.central and not c.holds]
-        return f"at this size, depth and rate these do not hold: {'; '.join(failed)}"
-
 
 class _Curve(LoopCallback):
     """A measure after every so many steps."""
@@ -101,11 +92,3 @@ class _Curve(LoopCallback):
             training = loop.plain.training
             self.values[loop.step_index] = self.measure(loop.plain)
             loop.plain.train(training)
-
-
-@torch.no_grad()
-def _token_accuracy(model: Any, tokenizer: Any, rows: list[dict[str, Any]]) -> float:
-    """Share of answer tokens that are the likeliest given the true past."""
-    subject = Subject(model, tokenizer)
-    best = [hit for _, hit in subject.pair_logp([subject.encode_pair(r["prompt"], r["completion"]) for r in rows])]
-    return float(sum(h.sum() for h in best) / sum(len(h) for h in best))

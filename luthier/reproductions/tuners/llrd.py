@@ -83,10 +83,6 @@ class Stabilisers(SmallSets):
             ),
         ]
 
-    def explanation(self, rows: list[Row]) -> str:
-        failed = [c.statement for c in self.claims(rows) if c.central and not c.holds]
-        return f"at this size these do not hold: {'; '.join(failed)}"
-
     def _steadier(self, rows: list[Row], task: str, name: str) -> bool:
         full = _sd(rows, f"{task}_full")
         lost = mean(rows, f"{task}_full") - mean(rows, f"{task}_{name}")

@@ -40,6 +40,7 @@ LIST_TOKENS = 24
 
 
 class PromptTunedEmbeddingClassification(Experiment):
+    scope: ClassVar[str] = "this size and rates"
     seeds: ClassVar[int] = 3
     model: ClassVar[str] = "nano-1m"
     train_rows: ClassVar[int] = 1000
@@ -183,10 +184,6 @@ class PromptTunedEmbeddingClassification(Experiment):
                 ptec > mean(found, "neighbours_macro_f1"), central=False,
             ),
         ]  # fmt: skip
-
-    def explanation(self, found: list[Row]) -> str:
-        failed = [c.statement for c in self.claims(found) if c.central and not c.holds]
-        return f"at this size and rates these do not hold: {'; '.join(failed)}"
 
 
 def _prompt(row: dict[str, Any]) -> str:
