@@ -146,7 +146,9 @@ def test_the_encoder_reaches_its_goal() -> None:
     told = _told("minilm-sst2-full", "sst2_dev", "accuracy")
     assert told["items"] == 872
     if told["methods"]["full"]["mean"] < 0.885:
-        pytest.xfail("seed 0 reached 0.866; seeds 1 and 2 0.881 each (results/LOG.md): the goal is above the mean of three seeds")
+        pytest.xfail(
+            "seed 0 reached 0.866; seeds 1 and 2 0.881 each (results/LOG.md): the goal is above the mean of three seeds"
+        )
 
 
 def test_two_thousand_rows_are_enough_for_every_method() -> None:

@@ -329,6 +329,7 @@ class BridgedLayer(nn.Module, BaseTunerLayer):
         name: str,
         shared: nn.Module | None = None,
     ) -> None:
+        self.placed(model, name)
         part = method.build_for(self.get_base_layer(), model, name)
         if shared is not None:
             part.shared = shared  # registered under every part: one module, so deepcopy, .to() and peft keep it one
@@ -340,6 +341,9 @@ class BridgedLayer(nn.Module, BaseTunerLayer):
         self.parts[adapter_name] = part
         active = self.active_adapters or [adapter_name]
         self.set_adapter(active, inference_mode=config.inference_mode)
+
+    def placed(self, model: nn.Module, name: str) -> None:
+        """Called before a part is built for the module `name` that this layer wraps."""
 
     def active_parts(self) -> list[Any]:
         if self.disable_adapters:
@@ -459,17 +463,8 @@ class ModulePart(nn.Module):
 class ModuleLayer(BridgedLayer):
     inside: Inside | None = None
 
-    def update_layer(
-        self,
-        adapter_name: str,
-        config: PeftConfig,
-        method: BridgedTuner,
-        model: nn.Module,
-        name: str,
-        shared: nn.Module | None = None,
-    ) -> None:
+    def placed(self, model: nn.Module, name: str) -> None:
         self.inside = anatomy(model).inside.get(name)
-        super().update_layer(adapter_name, config, method, model, name, shared)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         parts = self.active_parts()

@@ -41,6 +41,9 @@ Place = tuple[int, int, int]
 """(row of the batch, first token, tokens)."""
 
 
+MOVES = "nothing stands still below the first layer that moves: freeze the lowest layers"
+
+
 class CannotCache(LuthierError):
     """Reusing activations would not be exact here, or would save nothing; the message says why."""
 
@@ -68,6 +71,8 @@ class LayerCache:
     ):
         self.model, self.examples, self.collate = model, examples, collate
         self.layers, self.embedding = _sections(model)
+        if any(p.requires_grad for m in (self.embedding, self.layers[0]) for p in m.parameters()):
+            raise CannotCache(MOVES)  # told without running the model
         self.depth, self.flops_per_token = self._measure(run, probe.to(next(model.parameters()).device))
         self.served = 0  # padded tokens that passed over the frozen layers
         order = sorted(range(len(examples)), key=lambda i: (_tokens(examples[i]), i))
@@ -82,6 +87,7 @@ class LayerCache:
         self.model.train()
         found: list[list[Tensor]] = []
         spent: list[int] = []
+        depth = 0
         try:
             for seed in (0, 1):
                 outputs: list[Tensor] = []
@@ -99,11 +105,11 @@ class LayerCache:
                         for handle in handles:
                             handle.remove()
                 found.append(outputs[: len(self.layers)])
+                depth = next((i for i, h in enumerate(found[0]) if h.requires_grad), len(found[0]))
+                if depth == 0:
+                    raise CannotCache(MOVES)
         finally:
             self.model.train(was_training)
-        depth = next((i for i, h in enumerate(found[0]) if h.requires_grad), len(found[0]))
-        if depth == 0:
-            raise CannotCache("nothing stands still below the first layer that moves: freeze the lowest layers")
         first, second = (outputs[depth - 1].detach() for outputs in found)
         if not torch.equal(first, second):
             raise CannotCache("the frozen layers draw random numbers: set the model's dropout to 0")

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -339,7 +340,7 @@ class Loop:
             self.guard.release()
             self.guard = None
         step = epoch * self.plan.steps_per_epoch
-        device, scorer = next(self.plain.parameters()).device, Scorer(self.plain).warm()
+        device, bare = next(self.plain.parameters()).device, self.bare
         batches = [
             self._batch(self._chunks(s)[0], s).to(device)
             for s in range(step, step + min(PROBE_BATCHES, self.plan.steps_per_epoch))
@@ -347,7 +348,7 @@ class Loop:
 
         def loss_on(batch: Batch) -> Loss:
             with self.accelerator.autocast():
-                return self.objective.compute(scorer, batch)
+                return self.objective.compute(bare, batch)
 
         def mean_of(batch: Batch) -> Callable[[], Tensor]:
             def mean() -> Tensor:
@@ -424,11 +425,10 @@ class Loop:
 
     def _keep_layers(self, epoch: int) -> LayerCache | None:
         """Activations below what moves since `epoch`, where they can be kept (train.cache_frozen_layers)."""
-        scorer = Scorer(self.plain).warm()
 
         def run(batch: Batch) -> Tensor:
             with self.accelerator.autocast():
-                return self.objective.compute(scorer, batch).sum
+                return self.objective.compute(self.bare, batch).sum
 
         return layer_cache(
             self.plain, self.objective, self.examples, self.collate, run, self._batch([0], 0),
@@ -443,6 +443,11 @@ class Loop:
     @property
     def plain(self) -> Any:
         return self.model
+
+    @cached_property
+    def bare(self) -> Scorer:
+        """Of the model without accelerate's wrapper, for costs and choices. Ask for it before operations are counted."""
+        return Scorer(self.plain).warm()
 
     @property
     def device(self) -> torch.device:
@@ -463,12 +468,10 @@ class Loop:
         """Cost of one micro-batch of the first step, before anything moves."""
         rows = self._chunks(0)[0]
         batch = self._batch(rows, 0)
-        plain = Scorer(self.plain).warm()
-        device = next(self.plain.parameters()).device
-        batch = batch.to(device)
+        bare, batch = self.bare, batch.to(next(self.plain.parameters()).device)
         self.plain.train()
         cost = meter.step_cost(
-            self.plain, lambda: self.objective.compute(plain, batch).sum, batch.tokens, batch.ids.numel()
+            self.plain, lambda: self.objective.compute(bare, batch).sum, batch.tokens, batch.ids.numel()
         )
         told = meter.scalars(self.plain)
         return {

@@ -2,40 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from typing import Any
-
 import torch
-from torch import Tensor
 
 from luthier.checks import tuners
 from luthier.checks._compare import close, require
 from luthier.checks._models import WORLDS
 from luthier.checks.objectives import Plain
+from luthier.checks.oracles.objectives_sft import equation as equation  # without a context it is plain SFT
+from luthier.checks.oracles.objectives_sft import start as start
 from luthier.core import catalog
-from luthier.core.batch import SourceTargetExample
 from luthier.core.logprobs import Scorer
-
-
-def equation(objective: Any, examples: Sequence[Any], policy: Any, reference: Any, batch: Any) -> tuple[Tensor, float]:
-    """Without a context: - sum over counted tokens of log pi(token | past); their number."""
-    total, n = torch.zeros((), dtype=torch.float64), 0
-    for e in examples:
-        if isinstance(e, SourceTargetExample):
-            logp = policy.decoder_logp(e.ids, [policy.start, *e.target[:-1]])
-            for t, token in enumerate(e.target):
-                total, n = total - logp[t, token], n + 1
-            continue
-        logp = policy.logp(e.ids)
-        for t in range(1, len(e.ids)):
-            if e.counts[t]:
-                total, n = total - logp[t - 1, e.ids[t]], n + 1
-    return total, float(n)
-
-
-def start(examples: Sequence[Any], outputs: int) -> float:
-    return math.log(outputs)
 
 
 @torch.no_grad()
