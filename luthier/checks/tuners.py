@@ -20,7 +20,7 @@ from luthier.checks._battery import Check, on, when
 from luthier.checks._compare import VISIBLE, CheckFailed, close, differ, distance, finite, require, same
 from luthier.checks._models import PAD, WORLDS, World
 from luthier.core.adapt import add_adapter, folded, merged, switched_off
-from luthier.core.anatomy import TASK_HEADS, base_transformer
+from luthier.core.anatomy import base_transformer, in_task_head
 from luthier.core.config import TrainSettings
 from luthier.core.loop import Loop
 from luthier.core.method import PartialTuner, Refusal, Tuner
@@ -77,11 +77,6 @@ def moved(method: Tuner, world: World) -> Any:
 
 def trainable(model: nn.Module) -> dict[str, Tensor]:
     return {n: p for n, p in model.named_parameters() if p.requires_grad}
-
-
-def in_head(name: str) -> bool:
-    """Whether a parameter belongs to a task head."""
-    return any(part in TASK_HEADS for part in name.split("."))
 
 
 def snapshot(model: nn.Module) -> dict[int, Tensor]:
@@ -152,13 +147,9 @@ def check_moves(method: Tuner, world: World) -> None:
 def check_count(method: Tuner, world: World) -> None:
     """What moves is what the closed formula says; task heads are not counted."""
     told = method.parameter_count(world.base())
-    found = sum(p.numel() for n, p in trainable(_guarded(method, world)).items() if not in_head(n))
+    found = sum(p.numel() for n, p in trainable(wrapped(method, world)).items() if not in_task_head(n))
     found -= _still_in_blocks(method, world)
     require(told == found, f"the formula says {told} trainable parameters, {found} are")
-
-
-def _guarded(method: Tuner, world: World) -> nn.Module:
-    return wrapped(method, world)
 
 
 def _still_in_blocks(method: Tuner, world: World) -> int:
@@ -180,7 +171,7 @@ def check_frozen(method: Tuner, world: World) -> None:
     for name, parameter in still.items():
         same(parameter.detach(), base[name], f"frozen tensor {name}")
     if not isinstance(method, PartialTuner):
-        gone = [n for n in base if n not in still and not in_head(n)]
+        gone = [n for n in base if n not in still and not in_task_head(n)]
         require(not gone, f"a tensor of the base is not frozen: {gone[:1]}")
     state = {id(p) for p in runs.optimizer.state}
     kept = [n for n, p in model.named_parameters() if not p.requires_grad and id(p) in state]
@@ -205,7 +196,7 @@ def _blocks_still(runs: Loop, model: nn.Module, base: dict[str, Tensor]) -> None
 def check_head_moves(method: Tuner, world: World) -> None:
     """A task head is new: it is trained whatever the tuner."""
     model = wrapped(method, world)
-    heads = {n: p.detach().clone() for n, p in trainable(model).items() if in_head(n)}
+    heads = {n: p.detach().clone() for n, p in trainable(model).items() if in_task_head(n)}
     require(bool(heads), "the task head is not trainable")
     loop(method, world, model, 2).fit()
     for name, before in heads.items():
@@ -221,7 +212,7 @@ def check_seeds(method: Tuner, world: World) -> None:
     require(first.keys() == again.keys(), "the same seed made other tensors trainable")
     for name, parameter in first.items():
         same(parameter, again[name], f"{name} with the same seed")
-    new = [n for n in first if n in other and not in_head(n) and not any(_is(first[n], b) for b in base.values())]
+    new = [n for n in first if n in other and not in_task_head(n) and not any(_is(first[n], b) for b in base.values())]
     drawn = [n for n in new if first[n].numel() > 1 and bool(first[n].std() > 0)]
     moved_by_seed = [n for n in drawn if not torch.equal(first[n], other[n])]
     require(not drawn or bool(moved_by_seed), "another seed gives the same start")

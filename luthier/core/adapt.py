@@ -31,7 +31,7 @@ from peft.utils import register_peft_method
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from luthier.core.anatomy import TASK_HEADS, Anatomy, Inside, anatomy, base_transformer, kind_of
+from luthier.core.anatomy import TASK_HEADS, Anatomy, Inside, all_norms, anatomy, base_transformer, kind_of
 from luthier.core.batch import positions_from_mask
 from luthier.core.method import TUNER_CAPABILITIES, Refusal, Tuner
 
@@ -71,10 +71,7 @@ def head_modules(model: nn.Module, task: str) -> list[str] | None:
 def norm_modules(model: nn.Module) -> list[str]:
     """Names of the normalisation modules of the backbone (not of a task head), those outside the layers too."""
     at = anatomy(model).backbone
-    return [
-        n for n, m in base_transformer(model).named_modules()
-        if n.startswith(at) and "norm" in type(m).__name__.lower() and next(m.parameters(recurse=False), None) is not None
-    ]  # fmt: skip
+    return [n for n in all_norms(base_transformer(model)) if n.startswith(at)]
 
 
 def linear_size(module: nn.Module) -> tuple[int, int]:
@@ -132,6 +129,10 @@ class BridgedTuner(PeftTuner):
     def trained_copies(self, model: nn.Module) -> list[str]:
         """Names of modules of the base of which the adapter trains and stores its own copy (norms, say)."""
         return []
+
+    def copied_scalars(self, model: nn.Module) -> int:
+        """Scalars of these copies."""
+        return sum(p.numel() for n in self.trained_copies(model) for p in model.get_submodule(n).parameters())
 
     def peft_config(self, model: nn.Module, task: str) -> PeftConfig:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]

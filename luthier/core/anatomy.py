@@ -417,6 +417,15 @@ TASK_HEADS = ("classifier", "score", "qa_outputs")
 """Attribute names of the task heads that transformers adds on top of a backbone."""
 
 
+def all_norms(model: nn.Module) -> list[str]:
+    """Names of the normalisation modules that have parameters, those of heads too, of whatever class."""
+    return [
+        n
+        for n, m in model.named_modules()
+        if "norm" in type(m).__name__.lower() and next(m.parameters(recurse=False), None) is not None
+    ]
+
+
 def in_task_head(name: str) -> bool:
     """Whether the parameter `name` belongs to one of them, wrapped or not."""
     return any(part in TASK_HEADS for part in name.split("."))

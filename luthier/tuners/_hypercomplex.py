@@ -114,8 +114,8 @@ class AdapterTuner(ModuleTuner):
         raise NotImplementedError
 
     def parameter_count(self, model: nn.Module) -> int:
-        norms = sum(p.numel() for n in self.trained_copies(model) for p in model.get_submodule(n).parameters())
-        return self.site_count(base_transformer(model).config.hidden_size) * len(self.target_modules(model)) + norms
+        sites = self.site_count(base_transformer(model).config.hidden_size) * len(self.target_modules(model))
+        return sites + self.copied_scalars(model)
 
 
 def divides(n: int, width: int, size: int) -> None:

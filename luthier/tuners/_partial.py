@@ -1,4 +1,4 @@
-"""What partial tuners share: how far each tensor is from the head, what lies below the first layer, norms and biases.
+"""What partial tuners share: how far each tensor is from the head, what lies below the first layer, biases.
 
     gap(head, pooler, final norm) = 0      gap(block l of L, from 0) = L - l      gap(embeddings) = L + 1
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from luthier.core.anatomy import TASK_HEADS, Anatomy, anatomy
+from luthier.core.anatomy import Anatomy, anatomy, in_task_head
 
 
 def below_layers(model: nn.Module, body: Anatomy) -> list[str]:
@@ -38,19 +38,8 @@ def decayed(model: nn.Module, decay: float, new: int = 0) -> list[dict[str, Any]
     return [{"params": by_gap[gap], "lr_scale": decay**gap} for gap in sorted(by_gap, reverse=True)]
 
 
-def norm_modules(model: nn.Module) -> list[str]:
-    """All normalisation layers with parameters, of whatever class."""
-    return [
-        n
-        for n, m in model.named_modules()
-        if type(m).__name__.endswith("Norm") and any(True for _ in m.parameters(recurse=False))
-    ]
-
-
 def biases(model: nn.Module) -> list[str]:
     """Names of all bias vectors, norms' included; those of a task head are not the model's own."""
     return [
-        n
-        for n, p in model.named_parameters()
-        if n.rsplit(".", 1)[-1] == "bias" and p.ndim == 1 and n.split(".", 1)[0] not in TASK_HEADS
+        n for n, p in model.named_parameters() if n.rsplit(".", 1)[-1] == "bias" and p.ndim == 1 and not in_task_head(n)
     ]

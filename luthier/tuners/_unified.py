@@ -139,8 +139,7 @@ class UnifiedTuner(ModuleTuner):
     def parameter_count(self, model: nn.Module) -> int:
         sites = [self.sizes(model.get_submodule(n), model) for n in self.target_modules(model)]
         gates = int(self.composition in ("learned", "gated"))
-        norms = sum(p.numel() for n in self.trained_copies(model) for p in model.get_submodule(n).parameters())
-        return norms + sum(
+        return self.copied_scalars(model) + sum(
             self.size * (P + Q) + (self.size + Q) * self.biases + 2 * P * self.norm + gates for P, Q in sites
         )
 

@@ -17,9 +17,9 @@ from typing import ClassVar
 
 from torch import nn
 
+from luthier.core.anatomy import all_norms
 from luthier.core.method import PartialTuner
 from luthier.core.trainable import Selection
-from luthier.tuners._partial import norm_modules
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class LNTuning(PartialTuner):
     learning_rate: ClassVar[float] = 1e-3
 
     def missing(self, model: nn.Module) -> str:
-        return "" if norm_modules(model) else "normalisation layers with parameters"
+        return "" if all_norms(model) else "normalisation layers with parameters"
 
     def select(self, model: nn.Module, rng: random.Random) -> Selection:
         out = Selection()
-        for name in norm_modules(model):
+        for name in all_norms(model):
             out.add_module(model, name)
         return out

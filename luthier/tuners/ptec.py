@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.core.adapt import PromptTuner
-from luthier.core.anatomy import TASK_HEADS, base_transformer
+from luthier.core.anatomy import base_transformer, in_task_head
 from luthier.core.method import LuthierError
 from luthier.tuners._prompts import SoftPrompt
 
@@ -68,7 +68,7 @@ class PTEC(PromptTuner):
 
     def groups(self, model: nn.Module) -> list[dict[str, Any]]:
         moving = [n for n, p in model.named_parameters() if p.requires_grad]
-        head = [n for n in moving if set(n.split(".")) & set(TASK_HEADS)]
+        head = [n for n in moving if in_task_head(n)]
         return [{"params": head, "lr_scale": self.head_rate}] if head else []
 
     def parameter_count(self, model: nn.Module) -> int:

@@ -159,12 +159,12 @@ class SparseAdapter(ModuleTuner):
         return Selection(whole=set(trainable_names(model)), note={"criterion": self.criterion, "rows": len(losses)})
 
 
-def _gradient(dense: list[Tensor], losses: Losses) -> list[Tensor]:
-    """Of the mean loss over the rows."""
+def _gradient(dense: list[Tensor], losses: Losses, power: int = 1) -> list[Tensor]:
+    """Mean over the rows of the gradient, or of a power of it."""
     total = [torch.zeros_like(t) for t in dense]
     for loss_of in losses:
         for sum_, g in zip(total, torch.autograd.grad(loss_of(), dense), strict=True):
-            sum_ += g / len(losses)
+            sum_ += g**power / len(losses)
     return total
 
 
@@ -173,11 +173,7 @@ def _snip(dense: list[Tensor], losses: Losses) -> list[Tensor]:
 
 
 def _fisher(dense: list[Tensor], losses: Losses) -> list[Tensor]:
-    total = [torch.zeros_like(t) for t in dense]
-    for loss_of in losses:
-        for sum_, g in zip(total, torch.autograd.grad(loss_of(), dense), strict=True):
-            sum_ += g**2 / len(losses)
-    return total
+    return _gradient(dense, losses, 2)
 
 
 def _grasp(dense: list[Tensor], losses: Losses) -> list[Tensor]:

@@ -6,6 +6,7 @@ import torch
 from luthier.checks import tuners as battery
 from luthier.checks._models import WORLDS
 from luthier.core import catalog
+from luthier.core.anatomy import in_task_head
 from luthier.core.loop import LoopCallback
 from luthier.core.method import LuthierError
 
@@ -82,7 +83,7 @@ def test_a_child_that_the_task_chose(world) -> None:
             still = torch.ones(parameter.numel(), dtype=torch.bool)
             still[run.selection.entries[name]] = False
             assert torch.equal(parameter.flatten()[still], before.flatten()[still]), name
-        elif battery.in_head(name):
+        elif in_task_head(name):
             assert not torch.equal(parameter, before)
         else:
             assert torch.equal(parameter, before), name
