@@ -148,6 +148,10 @@ class StabilitySettings(_Section):
     seeds: int = Field(3, description="of every setting that is compared")
 
 
+SECTIONS = (("tuners", "tuner"), ("objectives", "objective"), ("decoding", "decoding"), ("recipes", "procedure"))
+"""Axis and key of the sections that name a method."""
+
+
 class Recipe(_Section):
     """A whole run."""
 
@@ -161,6 +165,7 @@ class Recipe(_Section):
     evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)
     compare: CompareSettings = Field(default_factory=CompareSettings)
     stability: StabilitySettings = Field(default_factory=StabilitySettings)
+    procedure: dict[str, Any] | None = Field(None, description="a method of the recipes axis: several stages in order")
     output_dir: str | None = None
     seed: int = 0
 
@@ -171,7 +176,9 @@ class Recipe(_Section):
     def resolved(self) -> dict[str, Any]:
         """Everything that decides the run, defaults included, as plain values."""
         out = self.model_dump(mode="json")
-        for axis, key in (("tuners", "tuner"), ("objectives", "objective"), ("decoding", "decoding")):
+        for axis, key in SECTIONS:
+            if getattr(self, key) is None:
+                continue
             method = self.method(axis, key)
             out[key] = {"name": getattr(self, key)["name"], **plain(dataclasses.asdict(method))}
         return out
@@ -326,7 +333,7 @@ def recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Mapping[s
     for key, value in (overrides or {}).items():
         _put(tree, _canonical(key), value)
     tree = _expand(tree)
-    for section in ("model", "data", "tuner", "objective", "decoding", "stability"):
+    for section in ("model", "data", "stability", *(key for _, key in SECTIONS)):
         if isinstance(tree.get(section), str | list):
             tree[section] = {_short(section): tree[section]}
     try:
@@ -347,7 +354,9 @@ def _get(tree: Any, dotted: str) -> Any:
 
 def _check_sections(made: Recipe, where: str) -> None:
     """Names and options of methods are checked when the recipe is read, by their files' headers alone."""
-    for axis, key in (("tuners", "tuner"), ("objectives", "objective"), ("decoding", "decoding")):
+    for axis, key in SECTIONS:
+        if getattr(made, key) is None:
+            continue
         name = getattr(made, key).get("name")
         if name is None:
             raise ConfigError(f"{where}: {key}.name is missing")

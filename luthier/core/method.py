@@ -9,7 +9,7 @@ B rows, T tokens, N scored positions, A answers, V vocabulary.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -295,7 +295,12 @@ class Evaluator(Method):
 
 
 class Recipe(Method):
-    """Several runs in order. No loss code and no loop of its own."""
+    """Several runs in order: `procedure: NAME` in a recipe. No loss code and no loop of its own."""
 
-    def run(self, folder: str, **inputs: Any) -> Any:
+    def run(self, folder: str, *, recipe: Any, say: Callable[[str], None], **given: Any) -> Any:
+        """The whole procedure for the recipe that names it, into `folder`; a `RunResult`, as a single run returns.
+
+        `given` is what `luthier.run` was called with (resume, callbacks, quiet, bases), to be handed on to the runs
+        inside. A run inside must be given a recipe whose `procedure` is None.
+        """
         raise NotImplementedError

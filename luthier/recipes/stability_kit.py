@@ -7,7 +7,8 @@
     choose     the best mean on held-out rows; a warning where the spread over seeds is larger than what it gains
 
     steps   of training, where the recipe says nothing
-Start:      `stability: auto` in a recipe. What was compared is said and written to stability.json; never silent.
+Start:      `stability: auto` in a recipe, or `procedure: stability_kit`. What was compared is said and written to
+            stability.json; never silent.
 Cost:       4 * seeds runs of the recipe, and the last one, which is the run folder. Keys that the recipe sets are kept.
 Paper:      Tinn et al., 2023, "Fine-Tuning Large Neural Language Models for Biomedical Natural Language Processing",
             arXiv:2112.07869.
@@ -42,18 +43,16 @@ class StabilityKit(Recipe):
     seeds: int = 3
     steps: int = 200
 
-    def run(self, folder: str, **inputs: Any) -> Any:
-        """Compare, choose, and run what was chosen into `folder`. inputs: `recipe`, and what `run` of a recipe takes.
+    def run(self, folder: str, *, recipe: RunRecipe, say: Callable[[str], None], **given: Any) -> Any:
+        """Compare, choose, and run what was chosen into `folder`.
 
         Raises LuthierError where nothing is held out to choose on, or where the recipe names a tuner already.
         """
         from luthier.verbs.run import run
 
-        told: RunRecipe = inputs.pop("recipe")
-        say: Callable[[str], None] = inputs.pop("say")
         file = Path(folder) / "stability.json"
-        if not (inputs.get("resume") and file.exists()):
-            found = self.compare(told, say)
+        if not (given.get("resume") and file.exists()):
+            found = self.compare(recipe, say)
             Path(folder).mkdir(parents=True, exist_ok=True)
             runs.write_json(file, found)
 
@@ -61,11 +60,12 @@ class StabilityKit(Recipe):
         chosen = found["chosen"]
         changes = {
             "stability": {"mode": "none"},
+            "procedure": None,
             "tuner": chosen["tuner"],
             "train": chosen["train"],
             "output_dir": folder,
         }
-        return run(RunRecipe.model_validate({**told.model_dump(exclude_unset=True), **changes}), **inputs)
+        return run(RunRecipe.model_validate({**recipe.model_dump(exclude_unset=True), **changes}), **given)
 
     def compare(self, told: RunRecipe, say: Callable[[str], None]) -> dict[str, Any]:
         """Every setting of the grid under every seed; the table, the choice and why."""

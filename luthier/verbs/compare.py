@@ -95,7 +95,7 @@ def compare(
 ) -> Comparison:
     """Run each method for each seed and write compare.json and report.html.
 
-    methods  names of tuners or objectives, "tuner+objective", or names under `compare.methods` of the recipe
+    methods  names of tuners, objectives, decoders or procedures, "tuner+objective", or names under `compare.methods` of the recipe
     seeds    how many, counted from the recipe's seed
     resume   keep cells that are done
 
@@ -148,14 +148,14 @@ def _changes(name: str, told: Recipe) -> dict[str, Any]:
     parts = name.split("+")
     out: dict[str, Any] = {}
     for part in parts:
-        for axis, key in (("tuners", "tuner"), ("objectives", "objective"), ("decoding", "decoding")):
+        for axis, key in config.SECTIONS:
             if any(f.stem == part for f in catalog._files(axis)):
-                if getattr(told, key).get("name") != part:
+                if (getattr(told, key) or {}).get("name") != part:
                     out[key] = {"name": part}
                 break
         else:
             if own is None:
-                valid = [e.name for axis in ("tuners", "objectives", "decoding") for e in catalog.entries(axis)]
+                valid = [e.name for axis, _ in config.SECTIONS for e in catalog.entries(axis)]
                 raise config.ConfigError(f"compare: {catalog._unknown('method', part, valid)}")
     return {**out, **(own or {})}
 

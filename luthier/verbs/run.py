@@ -77,12 +77,9 @@ def run(
     Raises ConfigError for a recipe that cannot be used and LuthierError for everything else that a user can mend.
     """
     told = config.recipe(recipe, overrides)
-    if told.stability.mode == "auto":
-        from luthier.recipes.stability_kit import StabilityKit
-
+    if (procedure := _procedure(told)) is not None:
         given = {"resume": resume, "callbacks": callbacks, "quiet": quiet, "bases": bases}
-        kit = StabilityKit(seeds=told.stability.seeds)
-        return kit.run(told.output_dir or _default_folder(told), recipe=told, say=_speaker(quiet), **given)
+        return procedure.run(told.output_dir or _default_folder(told), recipe=told, say=_speaker(quiet), **given)
     resume = resume if resume is not None else told.train.resume_from_checkpoint
     if told.train.torch_threads:
         torch.set_num_threads(told.train.torch_threads)
@@ -117,6 +114,17 @@ def run(
     if main:
         _reports(folder, say)
     return RunResult(folder.path, results, fitted, tuned)
+
+
+def _procedure(told: Recipe) -> Any:
+    """The procedure of several stages that a recipe asks for, or None."""
+    if told.stability.mode == "auto":
+        from luthier.recipes.stability_kit import StabilityKit
+
+        if told.procedure is not None:
+            raise config.ConfigError("recipe: stability: auto and procedure each name a procedure: keep one of them")
+        return StabilityKit(seeds=told.stability.seeds)
+    return None if told.procedure is None else told.method("recipes", "procedure")
 
 
 # ------------------------------------------------------------------------------------------------- before

@@ -46,6 +46,18 @@ def test_auto_compares_chooses_and_tells(small: dict, capsys) -> None:
     assert "chosen on 12 held-out rows" in said
 
 
+def test_by_its_name_as_a_procedure(small: dict) -> None:
+    by_name = {**small, "stability": {}, "procedure": {"name": "stability_kit", "seeds": 2}}
+    assert (luthier.run(by_name, quiet=True).folder / "stability.json").exists()
+    with pytest.raises(config.ConfigError, match="keep one of them"):
+        luthier.run({**by_name, "stability": "auto"}, quiet=True)
+
+
+def test_an_unknown_procedure_is_an_error(small: dict) -> None:
+    with pytest.raises(config.ConfigError, match="did you mean 'stability_kit'"):
+        luthier.run({**small, "procedure": "stabilty_kit"}, quiet=True)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [({"data.val_size": 0}, "held-out rows: set data.val_size"), ({"tuner": "llrd"}, "remove the key 'tuner'")],
