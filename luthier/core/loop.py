@@ -369,6 +369,7 @@ class Loop:
             self.plain, [mean_of(b) for b in batches], [b.ids.numel() for b in batches], optimizer, alone,
             state=dict(self.optimizer.state) if hasattr(self, "optimizer") else {},
             max_norm=self.settings.max_grad_norm if self.settings.max_grad_norm > 0 else math.inf,
+            moves=self.selection if epoch > 0 else None,
         )  # fmt: skip
 
     def _groups(self) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.core.flops import GraphCost, counter, graph_cost
+from luthier.core.trainable import Selection
 
 
 @dataclass
@@ -35,6 +36,7 @@ class Probe:
     state      the run's optimiser state by parameter
     max_norm   gradients are clipped to this norm first (infinite: not at all)
     flops      operations that questions have cost so far (one entry, shared with probes of fewer batches)
+    moves      what has moved so far; None before the first choice
     """
 
     model: nn.Module
@@ -45,6 +47,7 @@ class Probe:
     state: Mapping[Any, Any] = field(default_factory=dict)
     max_norm: float = float("inf")
     flops: list[int] = field(default_factory=lambda: [0])
+    moves: Selection | None = None
 
     def first(self, n: int) -> Probe:
         """A probe that shows the first `n` batches only."""
