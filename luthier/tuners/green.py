@@ -18,7 +18,8 @@ Departures: costs come from the graph of a real step, not from a table of layer 
             parallel; the published recursion does not find the best set, this selection does (core/budget.py), in
             whole operations instead of 1/1000 of a step. Probing restores optimiser state and schedule as well as
             weights. A budget that cannot be kept is an error, never raised in silence. Tensors that stay chosen keep
-            their moments, those that are dropped lose them. Where no tensor promises anything any more, what moved goes on. A task head always moves, inside the budget.
+            their moments, those that are dropped lose them. Where no tensor promises anything any more, what moved
+            goes on. A task head always moves, inside the budget.
 """
 
 from __future__ import annotations
