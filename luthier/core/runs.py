@@ -110,13 +110,17 @@ class RunFolder:
         self.path = Path(path)
 
     def create(self, manifest: dict[str, Any]) -> None:
-        """Make the folder and its manifest. Raises LuthierError if another finished run is there."""
+        """Make the folder and its manifest. Raises LuthierError if another run is there."""
+        self.must_be_free()
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.write_manifest(manifest)
+
+    def must_be_free(self) -> None:
+        """Raises LuthierError if a run is here."""
         if (self.path / "run.json").exists():
             raise LuthierError(
                 f"{self.path}: a run is here already: continue it with --resume, or choose another output_dir"
             )
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.write_manifest(manifest)
 
     @property
     def manifest(self) -> dict[str, Any]:

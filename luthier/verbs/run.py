@@ -77,13 +77,15 @@ def run(
     Raises ConfigError for a recipe that cannot be used and LuthierError for everything else that a user can mend.
     """
     told = config.recipe(recipe, overrides)
-    if (procedure := _procedure(told)) is not None:
-        given = {"resume": resume, "callbacks": callbacks, "quiet": quiet, "bases": bases}
-        return procedure.run(told.output_dir or _default_folder(told), recipe=told, say=_speaker(quiet), **given)
     resume = resume if resume is not None else told.train.resume_from_checkpoint
     if told.train.torch_threads:
         torch.set_num_threads(told.train.torch_threads)
     folder = RunFolder(told.output_dir or _default_folder(told))
+    if (procedure := _procedure(told)) is not None:
+        if (folder.path / "run.json").exists() and not resume and not _unfinished(folder):
+            folder.must_be_free()  # told before the first stage, which may take hours
+        given = {"resume": resume, "callbacks": callbacks, "quiet": quiet, "bases": bases}
+        return procedure.run(str(folder.path), recipe=told, say=_speaker(quiet), **given)
     seed_everything(told.seed)  # a new task head is part of what the seed decides
     accelerator = make_accelerator(told.train, folder.path)
     main = accelerator.is_main_process
