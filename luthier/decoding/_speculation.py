@@ -42,25 +42,14 @@ def speculate(
     tokens: int,
 ) -> list[Generation]:  # fmt: skip
     """What `decode` gives in distribution. `draft` is a stream of its own, or the number of a member of the target."""
-    streams = [target] if isinstance(draft, int) else [target, draft]
-    if len(ids) > 1 and not all(s.ragged for s in streams):
-        return _one_by_one(target, draft, ids, limits, probability, tokens)
     spoken = [_Spoken(row) for row in rows_of(ids, limits.seed)]
     if not spoken or limits.max_new_tokens == 0:
         return [_told(s) for s in spoken]
-    return _Speculation(target, draft, streams, probability, tokens, limits).run(spoken, ids)
-
-
-def _one_by_one(
-    target: Stream, draft: Stream | int, ids: Sequence[Sequence[int]], limits: Limits, probability: Probability,
-    tokens: int,
-) -> list[Generation]:  # fmt: skip
-    """Rows whose caches must stay of one length; their random numbers are those that they have in the batch."""
-    out = []
-    for row, prompt in zip(rows_of(ids, limits.seed), ids, strict=True):
-        streams = [target] if isinstance(draft, int) else [target, draft]
-        out += _Speculation(target, draft, streams, probability, tokens, limits).run([_Spoken(row)], [prompt])
-    return out
+    streams = [target] if isinstance(draft, int) else [target, draft]
+    found = _Speculation(target, draft, streams, probability, tokens, limits)
+    if all(s.ragged for s in streams):
+        return found.run(spoken, ids)
+    return [g for s, prompt in zip(spoken, ids, strict=True) for g in found.run([s], [prompt])]  # caches of one length
 
 
 def _told(s: _Spoken) -> Generation:
@@ -136,7 +125,12 @@ class _Speculation:
         said = logp.gather(2, tokens[..., None])[..., 0].tolist()
         alive = []
         for b, (s, n) in enumerate(zip(spoken, kept, strict=True)):
-            if all(self._say(s.row, t, v) for t, v in zip(tokens[b, : n + 1].tolist(), said[b][: n + 1], strict=True)):
+            for i, (t, v) in enumerate(zip(tokens[b, : n + 1].tolist(), said[b][: n + 1], strict=True)):
+                goes_on = self._say(s.row, t, v)
+                s.figures["accepted"] += i < n  # drafts behind the end of a row are not said, and not counted
+                if not goes_on:
+                    break
+            if goes_on:
                 alive.append(b)
         if alive:
             back = torch.tensor([x.shape[1] - n for n in kept], device=x.device)
@@ -164,6 +158,5 @@ class _Speculation:
         while n < drafts and s.row.uniform() * q[n] < p[n]:
             n += 1
         s.figures["drafted"] += drafts
-        s.figures["accepted"] += n
         s.figures["reads"] += 1
         return n
