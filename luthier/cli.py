@@ -36,6 +36,20 @@ def _overrides(context: typer.Context) -> dict[str, Any]:
     return parse_flags(context.args)
 
 
+def _decoding(name: str | None, words: list[str]) -> tuple[list[str], dict[str, Any] | None]:
+    """What a list of words says before its first flag, and the decoding section that the flags make.
+
+    Flags that a verb does not know stand among the words of its last argument, which takes any number of them.
+    """
+    from luthier.core.config import ConfigError, parse_flags
+
+    first = next((i for i, w in enumerate(words) if w.startswith("--") and len(w) > 2), len(words))
+    told = parse_flags(words[first:])
+    if told and name is None:
+        raise ConfigError(f"--{next(iter(told))} is an option of a decoding method: name it by --decoding")
+    return words[:first], None if name is None else {"name": name, **told}
+
+
 @app.command(context_settings=FLAGS)
 def run(
     context: typer.Context,
@@ -128,54 +142,57 @@ def show(method: Annotated[str, typer.Argument(help="name, or axis/name")]) -> N
     print(story(method))
 
 
-@app.command()
+@app.command(context_settings=FLAGS)
 def chat(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="model, run, adapter or delta folder")],
     system: Annotated[str | None, typer.Option(help="system prompt")] = None,
     max_new_tokens: int = 256,
+    decoding: Annotated[str, typer.Option(help="method; its options are flags: --top_p 0.9")] = "greedy",
 ) -> None:
     """Talk to a model in the terminal."""
     from luthier.verbs.generate import chat as verb
 
-    verb(model, system, max_new_tokens)
+    verb(model, system, max_new_tokens, _decoding(decoding, context.args)[1] or decoding)
 
 
 @app.command(context_settings=FLAGS)
 def generate(
-    context: typer.Context,
     model: Annotated[str, typer.Argument(help="model, run, adapter or delta folder")],
     prompt: Annotated[list[str], typer.Argument(help="one or more prompts; '-' reads lines from standard input")],
     max_new_tokens: int = 64,
-    decoding: str = "greedy",
+    decoding: Annotated[str, typer.Option(help="method; its options are flags: --top_p 0.9")] = "greedy",
 ) -> None:
     """Texts that follow the prompts, one line of JSON each."""
     from luthier.verbs.generate import generate as verb
 
+    prompt, told = _decoding(decoding, prompt)
     prompts = [line.rstrip("\n") for line in sys.stdin] if prompt == ["-"] else prompt
-    told = {"name": decoding, **_overrides(context)}
     for p, text in zip(prompts, verb(model, prompts, max_new_tokens=max_new_tokens, decoding=told), strict=True):
         print(json.dumps({"prompt": p, "text": text}, ensure_ascii=False))
 
 
-@app.command()
+@app.command(context_settings=FLAGS)
 def evaluate(
     model: Annotated[str, typer.Argument(help="model, run, adapter or delta folder")],
     tasks: Annotated[
         list[str], typer.Argument(help="task files or names, or names of lm-evaluation-harness with --harness")
     ],
     base: Annotated[str | None, typer.Option(help="another model, compared on the same items")] = None,
+    ceiling: Annotated[str | None, typer.Option(help="a model tuned directly: how much of the gap is closed")] = None,
     harness: Annotated[bool, typer.Option("--harness", help="tasks of lm-evaluation-harness")] = False,
     limit: int | None = None,
+    decoding: Annotated[str | None, typer.Option(help="method; its options are flags: --top_p 0.9")] = None,
     output: Annotated[Path | None, typer.Option(help="write results.json here")] = None,
 ) -> None:
     """Measure a model on tasks, alone or against another one."""
     from luthier.verbs.evaluate import evaluate as verb
 
-    print(
-        json.dumps(
-            verb(model, tasks, base=base, harness=harness, limit=limit, output=output), indent=1, ensure_ascii=False
-        )
-    )
+    tasks, told = _decoding(decoding, tasks)
+    found = verb(
+        model, tasks, base=base, ceiling=ceiling, harness=harness, limit=limit, output=output, decoding=told
+    )  # fmt: skip
+    print(json.dumps(found, indent=1, ensure_ascii=False))
 
 
 @app.command()

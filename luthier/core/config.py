@@ -275,6 +275,14 @@ def _put(tree: dict[str, Any], dotted: str, value: Any) -> None:
     tree[last] = value
 
 
+def nested(told: Mapping[str, Any]) -> dict[str, Any]:
+    """A section whose keys may be dotted, as those of flags are: {"choose.top_p": 0.9} is {"choose": {"top_p": 0.9}}."""
+    tree: dict[str, Any] = {}
+    for key in sorted(told, key=lambda k: k.count(".")):
+        _put(tree, key, told[key])
+    return tree
+
+
 def _short(section: str) -> str:
     return {"model": "model_name_or_path", "data": "train", "stability": "mode"}.get(section, "name")
 

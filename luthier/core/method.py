@@ -19,6 +19,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from luthier.core.batch import Batch, Example
     from luthier.core.logprobs import Scorer
+    from luthier.core.mixture import Other
     from luthier.core.probe import Probe
     from luthier.core.trainable import Selection
 
@@ -235,6 +236,18 @@ class Decoder(Method):
         """The same decoder with what it needs of the tokenizer (the ids of words, say) filled in."""
         return self
 
+    def for_models(self, load: Callable[[Any], Other], tokenizer: Any = None) -> Self:
+        """The same decoder with the other models that its options name loaded by `load`; `tokenizer` is the asked one's."""
+        return self
+
+    def over(self, model: nn.Module) -> nn.Module:
+        """The model whose distribution is decoded and scored: `model` itself, or a sum of it and others."""
+        return model
+
+    def alone(self) -> Decoder:
+        """The same choice of tokens without the other models: what a decoder that has some is compared with."""
+        return self
+
     def allowed(self, said: Sequence[int], limits: Limits) -> list[int] | None:
         """Tokens that may follow what a row has said, stop tokens included; None: all. A function of `said` alone."""
         return None
@@ -256,11 +269,15 @@ class Limits:
 
 @dataclass
 class Generation:
-    """`ids` without the stop token; `stopped` tells whether it was reached; `logp` of `ids` (plus stop) summed."""
+    """`ids` without the stop token; `stopped` tells whether it was reached; `logp` of `ids` (plus stop) summed.
+
+    figures  counts that the decoder kept of this row (drafts made, drafts accepted, ...)
+    """
 
     ids: list[int]
     stopped: bool
     logp: float
+    figures: dict[str, int] = field(default_factory=dict)
 
 
 # ----------------------------------------------------------------------------------------------------- edits

@@ -16,6 +16,9 @@ plain string is used as it is: no template, only what the tokenizer itself adds 
 completion are encoded as one string and split where the prompt ends; blanks at the end of a prompt move to the
 completion. A text's first token is conditioned on the BOS token, or on the end-of-text token where there is no BOS.
 
+A decoder that asks several models makes a sum of them (`Decoder.over`): log-probabilities are then the sum's as well, so
+that what is scored is what is generated from.
+
 B rows, T tokens, N asked positions, V vocabulary, C classes, n items.
 """
 
@@ -25,7 +28,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +37,7 @@ from torch import Tensor, nn
 
 from luthier.core.batch import _grid
 from luthier.core.method import Decoder, Generation, Limits, LuthierError, Refusal
+from luthier.core.mixture import Mixture, Wrap
 
 Prompt = str | list[dict[str, Any]]
 """A plain text, or messages with `role` and `content`."""
@@ -52,15 +56,24 @@ class TextLimits(Limits):
 
 @dataclass(slots=True)
 class _Ask:
-    """One sequence: the model (its encoder, if there is a `decoder`) reads `ids` and is asked at positions `at`."""
+    """One sequence: the model (its encoder, if there is a `decoder`) reads `ids` and is asked at positions `at`.
+
+    prompt  how many of `ids` are the prompt, which some models of a sum read in another form
+    """
 
     ids: list[int]
     at: list[int]
     target: list[int]
     decoder: list[int] | None = None
+    prompt: int = 0
 
     def __len__(self) -> int:
         return len(self.ids) + len(self.decoder or ())
+
+    def wrapped(self, wrap: Wrap) -> _Ask:
+        """The same question to a model with a prompt of its own."""
+        at = self.at if self.decoder is not None else [t + len(wrap) for t in self.at]
+        return replace(self, ids=[*wrap(self.ids[: self.prompt]), *self.ids[self.prompt :]], at=at)
 
 
 @contextmanager
@@ -91,6 +104,19 @@ def virtual_tokens(model: nn.Module) -> int:
     """How many positions of the window an adapter's prompt takes."""
     config = adapter_config(model)
     return config.num_virtual_tokens if config is not None and config.is_prompt_learning else 0
+
+
+def window_of(model: nn.Module) -> int | None:
+    """Tokens that a model can read; of a sum, those that every model can, beside what it reads of its own."""
+    if isinstance(model, Mixture):
+        windows = [(window_of(m.model), len(m.wrap)) for m in model.members]
+        return min((size - own for size, own in windows if size is not None), default=None)
+    config = plain_model(model).config
+    if config.model_type in ("t5", "mt5", "umt5", "longt5"):
+        return None
+    names = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
+    size = next((getattr(config, n) for n in names if isinstance(getattr(config, n, None), int)), None)
+    return None if size is None else size - virtual_tokens(model)
 
 
 @contextmanager
@@ -129,12 +155,23 @@ class Subject:
     tokens_per_batch: int = 4096
     max_length: int | None = None
     seed: int = 0
+    _asked: tuple[Decoder, nn.Module, nn.Module] | None = field(default=None, init=False, repr=False, compare=False)
 
     # ------------------------------------------------------------------------------------------- what is known
 
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+    @property
+    def asked(self) -> nn.Module:
+        """The model whose distribution is generated from and scored: `model`, or what the decoder makes of it."""
+        if self.decoder is None:
+            return self.model
+        if self._asked is None or self._asked[0] is not self.decoder or self._asked[1] is not self.model:
+            found = self.decoder.for_tokenizer(self.tokenizer).over(self.model)
+            self._asked = (self.decoder, self.model, found)
+        return self._asked[2]
 
     @property
     def pad_id(self) -> int:
@@ -161,14 +198,7 @@ class Subject:
     @property
     def window(self) -> int | None:
         """Tokens of one sequence, or None where the model sets no limit (relative positions)."""
-        if self.max_length is not None:
-            return self.max_length
-        config = plain_model(self.model).config
-        if config.model_type in ("t5", "mt5", "umt5", "longt5"):
-            return None
-        names = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
-        size = next((getattr(config, n) for n in names if isinstance(getattr(config, n, None), int)), None)
-        return None if size is None else size - virtual_tokens(self.model)
+        return self.max_length if self.max_length is not None else window_of(self.asked)
 
     # ----------------------------------------------------------------------------------------- text to tokens
 
@@ -300,7 +330,7 @@ class Subject:
         """Log-probabilities (n, V) float32 of the token after each text."""
         if self.task != "causal_lm":
             raise Refusal(f"what follows a text is defined for causal models, not for {self.task}")
-        asks = [_Ask(ids, [len(ids) - 1], [0]) for ids in (self._clip(self.encode(t)) for t in texts)]
+        asks = [_Ask(ids, [len(ids) - 1], [0], prompt=len(ids)) for ids in (self._clip(self.encode(t)) for t in texts)]
         return np.concatenate([row[0] for row in self._each(asks, _all_logp)])
 
     def distributions(self, texts: Sequence[str]) -> Iterator[tuple[int, Tensor]]:
@@ -309,7 +339,7 @@ class Subject:
         asks = []
         for text in texts:
             ids = self._clip(self.encode(text))
-            asks.append(_Ask(ids[:-1], list(range(len(ids) - 1)), ids[1:]))
+            asks.append(_Ask(ids[:-1], list(range(len(ids) - 1)), ids[1:], prompt=1))
         for group, parts in self._run(asks, _all_logp):
             for i, (logp,) in zip(group, parts, strict=True):
                 yield i, logp
@@ -377,7 +407,8 @@ class Subject:
     def _ask(self, context: list[int], continuation: list[int]) -> _Ask:
         if self.task == "seq2seq_lm":
             start = plain_model(self.model).config.decoder_start_token_id
-            return _Ask(context, list(range(len(continuation))), continuation, [start, *continuation[:-1]])
+            said = [start, *continuation[:-1]]
+            return _Ask(context, list(range(len(continuation))), continuation, said, prompt=len(context))
         if self.task != "causal_lm":
             raise Refusal(f"log-probabilities of text need a language model, this subject is a {self.task}")
         whole = [*context, *continuation]
@@ -385,7 +416,7 @@ class Subject:
             whole = whole[-(self.window + 1) :]
         n = min(len(continuation), len(whole) - 1)
         first = len(whole) - 1 - n
-        return _Ask(whole[:-1], list(range(first, first + n)), whole[len(whole) - n :])
+        return _Ask(whole[:-1], list(range(first, first + n)), whole[len(whole) - n :], prompt=first + 1)
 
     def _masked_text(self, text: str) -> tuple[list[int], list[int]]:
         found = self.tokenizer(text, return_special_tokens_mask=True)
@@ -424,18 +455,25 @@ class Subject:
     def _run(
         self, asks: Sequence[_Ask], reduce: Callable[[Tensor, Tensor], tuple[Tensor, ...]]
     ) -> Iterator[tuple[list[int], list[tuple[Tensor, ...]]]]:
-        vocabulary = plain_model(self.model).config.vocab_size
+        asked = self.asked
+        vocabulary = plain_model(asked).config.vocab_size
+        device = next(asked.parameters()).device
         cost = [max(len(a), len(a.at) * vocabulary // LOGITS_PER_TOKEN) for a in asks]
         for group in _buckets(cost, self.tokens_per_batch):
             batch = [asks[i] for i in group]
             counts = [len(a.at) for a in batch]
-            target = torch.tensor([t for a in batch for t in a.target], device=self.device)
-            with at_rest(self.model):
-                reduced = reduce(self._logits(batch), target) if sum(counts) else reduce(torch.zeros(0, 1), target)
+            target = torch.tensor([t for a in batch for t in a.target], device=device)
+            with at_rest(asked):
+                logits = self._logits(asked, batch) if sum(counts) else torch.zeros(0, 1, device=device)
+                reduced = reduce(logits, target)
             yield group, list(zip(*(r.split(counts) for r in reduced), strict=True))
 
-    def _logits(self, batch: Sequence[_Ask]) -> Tensor:
+    def _logits(self, model: nn.Module, batch: Sequence[_Ask]) -> Tensor:
         """Logits (N, V) float32 at the asked positions, row after row."""
+        if isinstance(model, Mixture):
+            members = [(m.model, [a.wrapped(m.wrap) for a in batch]) for m in model.members]
+            return model.combine([self._logits(m, asks) for m, asks in members])
+        device = next(model.parameters()).device
         ids, mask = _grid([a.ids for a in batch], self.pad_id)
         inputs = {"input_ids": ids, "attention_mask": mask.long()}
         width = ids.shape[1]
@@ -445,17 +483,17 @@ class Subject:
             width = ids.shape[1]
         elif self.task == "causal_lm":
             inputs["use_cache"] = False  # type: ignore[assignment]
-        inputs = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
-        row = torch.tensor([b for b, a in enumerate(batch) for _ in a.at], device=self.device)
-        column = torch.tensor([t for a in batch for t in a.at], device=self.device)
+        inputs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
+        row = torch.tensor([b for b, a in enumerate(batch) for _ in a.at], device=device)
+        column = torch.tensor([t for a in batch for t in a.at], device=device)
 
         def flat(grid: Tensor) -> Tensor:
             """A prompt that the model puts in front of the tokens shifts every column."""
             return row * grid.shape[1] + column + (grid.shape[1] - width)
 
-        head = plain_model(self.model).get_output_embeddings()
+        head = plain_model(model).get_output_embeddings()
         with _head_at(head, flat):
-            logits = self.model(**inputs).logits
+            logits = model(**inputs).logits
         return (logits[0] if head is not None else _pick(logits, flat)).float()
 
 
@@ -520,6 +558,8 @@ class _TransformersGreedy(Decoder):
     """
 
     def generate(self, model: nn.Module, ids: Sequence[Sequence[int]], limits: Limits) -> list[Generation]:
+        if isinstance(model, Mixture):
+            raise Refusal("a sum of models is not one of transformers' own: give the subject a decoder")
         if virtual_tokens(model) and len(ids) > 1:
             return [self.generate(model, [row], limits)[0] for row in ids]
         seq2seq = bool(plain_model(model).config.is_encoder_decoder)

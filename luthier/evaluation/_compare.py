@@ -364,6 +364,34 @@ def _judge(results: dict[str, Any], tuned: Measured, alpha: float) -> None:
             entry["verdict"] = stated
 
 
+def gap_closed(
+    base: Measured, between: Measured, ceiling: Measured, *, resamples: int = 2000, seed: int = 0
+) -> dict[str, dict[str, dict[str, Any]]]:  # fmt: skip
+    """(between - base) / (ceiling - base) by task and metric, on the items that all three have.
+
+    None where the gap itself is not clear (its interval holds 0): a share of nothing says nothing.
+    """
+    out: dict[str, dict[str, dict[str, Any]]] = {}
+    for name in (n for n in between.tasks if n in base.answers and n in ceiling.answers):
+        scorer = between.tasks[name].scorer
+        low, top = _same_items(name, base.answers[name], ceiling.answers[name])
+        low, middle = _same_items(name, low, between.answers[name])
+        top, _ = _same_items(name, top, middle)
+        out[name] = {}
+        for metric in scorer.table(middle):
+            aggregate = scorer.aggregate(metric, middle)
+            stats, clusters = (low.stats, middle.stats, top.stats), middle.clusters
+            gap = statistics.bootstrap_difference(
+                aggregate, stats[0], stats[2], resamples=resamples, clusters=clusters, seed=seed
+            )
+            entry: dict[str, Any] = {"value": None, "low": None, "high": None, "n": len(middle)}
+            if gap[0] > 0 or gap[1] < 0:
+                found = statistics.bootstrap_share(aggregate, *stats, resamples=resamples, clusters=clusters, seed=seed)
+                entry |= dict(zip(("value", "low", "high"), map(_number, found), strict=True))
+            out[name][metric] = entry
+    return out
+
+
 def samples(base: Measured, tuned: Measured, limit: int | None = None) -> list[dict[str, Any]]:
     """Answers side by side, the first `limit` items of each task whose items have an answer to show."""
     out = []

@@ -121,6 +121,23 @@ def bootstrap_difference(
     return _bounds(found, float(difference(np.ones((1, n)))[0]), jackknife, level)
 
 
+def bootstrap_share(
+    aggregate: Aggregate, base: Stats, between: Stats, ceiling: Stats, *, resamples: int = 2000, level: float = 0.95,
+    clusters: Sequence[object] | None = None, seed: int = 0,
+) -> tuple[float, float, float]:  # fmt: skip
+    """(between - base) / (ceiling - base) with its percentile interval; draws without a gap are left out."""
+    n = len(next(iter(base.values())))
+
+    def share(w: Floats) -> Floats:
+        low, middle, top = (aggregate(s, w) for s in (base, between, ceiling))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return (middle - low) / (top - low)
+
+    found = np.concatenate([share(w) for w in counts(n, resamples, seed, clusters)])
+    point = float(share(np.ones((1, n)))[0])
+    return point, *_bounds(found, point, None, level)
+
+
 def wilson(successes: float, n: int, level: float = 0.95) -> tuple[float, float]:
     """Interval of a proportion; within [0, 1] and not empty even at 0 or n successes."""
     if n == 0:

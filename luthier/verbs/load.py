@@ -5,13 +5,15 @@ from __future__ import annotations
 import difflib
 import json
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from luthier.core.config import ModelSettings
 from luthier.core.delta import Applied, apply_delta, is_delta, read_about
-from luthier.core.method import LuthierError
+from luthier.core.method import Decoder, LuthierError
+from luthier.core.mixture import Other
 from luthier.core.runs import hash_tensors
 from luthier.core.subject import Subject
 
@@ -44,8 +46,17 @@ class Loaded:
     delta: Applied | None = None
 
     def subject(self, decoder: Any = None, seed: int = 0) -> Subject:
-        """The model as something that can be asked questions."""
+        """The model as something that can be asked questions. Models that the decoder names are loaded beside it."""
+        if decoder is not None:
+            decoder = decoder.for_models(self._beside, self.tokenizer)
         return Subject(self.model, self.tokenizer, task=self.task, decoder=decoder, name=self.name, seed=seed)
+
+    def _beside(self, told: Any) -> Other:
+        """Another model of the same kind and on the same device, by name or by a mapping of model settings."""
+        settings = told if isinstance(told, str) else ModelSettings.model_validate(dict(told))
+        found = load(settings, self.task)
+        device = next(self.model.parameters()).device
+        return Other(found.model.eval().to(device), found.tokenizer, found.name)
 
     def manifest(self) -> dict[str, Any]:
         parameters = sum(p.numel() for p in self.model.parameters())
@@ -271,8 +282,11 @@ class calm:
         logging.enable_progress_bar()
 
 
-def decoder_of(told: dict[str, Any]) -> Any:
-    """A decoding method from a recipe section."""
-    from luthier.core.config import build
+def decoder_of(told: Mapping[str, Any] | str | Decoder) -> Decoder:
+    """A decoding method from a recipe section or its name; options of a method inside it may be dotted, as flags are."""
+    from luthier.core.config import build, nested
 
-    return build("decoding", told, "decoding")
+    if isinstance(told, Decoder):
+        return told
+    found: Decoder = build("decoding", nested({"name": told} if isinstance(told, str) else told), "decoding")
+    return found
