@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -116,7 +117,7 @@ def test_candidates_of_decoders() -> None:
         assert [f[0].ids for f in found] == [g.ids for g in first]
         assert all(1 <= len(f) <= most and len({tuple(g.ids) for g in f}) == len(f) for f in found)
         if name == "beam":
-            assert all(a.logp >= b.logp - 1e-5 for f in found for a, b in zip(f, f[1:]))
+            assert all(a.logp >= b.logp - 1e-5 for f in found for a, b in pairwise(f))
             assert [[g.ids for g in f] for f in decoder.candidates(model, prompts, limits, 2)] == [
                 [g.ids for g in f[:2]] for f in found
             ]

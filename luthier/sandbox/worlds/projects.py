@@ -105,8 +105,8 @@ def _other(i: int) -> Project:
     helpers = {key: f"{prefix} {rng.choice(words)}" for key, words in _WORDS.items()}
     verbs = " ".join(rng.sample(_VERBS, 3))
     shape, style = rng.choice(SHAPES), rng.choice(("snake", "camel"))
-    names = [rng.choice(words) for words in (_GIVEN, _GOT, _SOURCES, _ERRORS)]
-    return _project(6 + i, f"other{i:02}", style, shape, verbs, *names, helpers)
+    given, got, source, error = (rng.choice(words) for words in (_GIVEN, _GOT, _SOURCES, _ERRORS))
+    return _project(6 + i, f"other{i:02}", style, shape, verbs, given, got, source, error, helpers)
 
 
 PROJECTS = {"personal": PERSONAL, "generic": tuple(_other(i) for i in range(20))}
