@@ -54,6 +54,9 @@ class Puppet:
         self._only("causal_lm")
         return [self._text(self._item(p)) for p in prompts]
 
+    def candidates(self, prompts: Sequence[Any], *limits: Any, **more: Any) -> list[list[str]]:
+        return [[text] for text in self.generate(prompts)]
+
     def logp(self, prompts: Sequence[Any], completions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         self._only("causal_lm")
         said = [self._text(self._item(p)).strip() == c.strip() for p, c in zip(prompts, completions, strict=True)]

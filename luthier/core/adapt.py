@@ -44,6 +44,12 @@ PEFT_TASKS = {
 }
 
 
+WHOLE_BATCH = (
+    "adapter_names: rows of a batch can differ in what acts inside attention alone, not in this adapter or in a task head: "
+    "set_adapter, then ask for the rows of one adapter"
+)
+
+
 class PeftTuner(Tuner):
     """A tuner hosted by peft: the method gives a peft config, peft does the rest."""
 
@@ -256,6 +262,13 @@ class BridgedModel(BaseTuner):
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         setattr(parent, target_name, layer)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """peft asks here for adapters by row (`adapter_names`); those that cannot must not pass over it."""
+        if kwargs.get("adapter_names") is not None:
+            raise Refusal(WHOLE_BATCH)
+        yield
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         setattr(parent, child_name, new_module)

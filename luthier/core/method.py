@@ -256,6 +256,22 @@ class Decoder(Method):
         """Prompts as ragged id lists to one generation each. Rows in a batch equal rows alone."""
         raise NotImplementedError
 
+    def candidates(
+        self, model: nn.Module, ids: Sequence[Sequence[int]], limits: Limits, k: int
+    ) -> list[list[Generation]]:
+        """Up to `k` different generations a prompt, that of `generate` first: here k draws, of which repeats are left out.
+
+        A decoder that ranks several answers gives its best k.
+        """
+        found = self.generate(model, [row for row in ids for _ in range(k)], limits)
+        out = []
+        for start in range(0, len(found), k):
+            different: dict[tuple[int, ...], Generation] = {}
+            for one in found[start : start + k]:
+                different.setdefault(tuple(one.ids), one)
+            out.append(list(different.values()))
+        return out
+
 
 @dataclass(frozen=True)
 class Limits:

@@ -1,6 +1,6 @@
 """A subject: a model with its tokenizer and decoder, as something that can be asked questions.
 
-    generate            prompts to texts
+    generate            prompts to texts;  candidates: to several texts each, best first
     logp                sum of log p(completion | prompt), and the number of tokens in it
     token_logp          log-probability of each token of a text
     next_token_logp     log-probabilities of what follows a text, (n, V)
@@ -259,12 +259,7 @@ class Subject:
         self, ids: Sequence[list[int]], max_new_tokens: int = 64, stop: Sequence[str] = (), seed: int | None = None
     ) -> list[Generation]:
         """The same from and to token ids. Copies of a prompt stay in one batch, so that a sampler tells them apart."""
-        self._writes()
-        decoder = (self.decoder or _TransformersGreedy()).for_tokenizer(self.tokenizer)
-        limits = TextLimits(
-            max_new_tokens=max_new_tokens, stop_ids=self.stop_ids, pad_id=self.pad_id,
-            seed=self.seed if seed is None else seed, finished=_stop_test(self.tokenizer, stop) if stop else None,
-        )  # fmt: skip
+        decoder, limits = self._decoding(max_new_tokens, stop, seed)
         copies: dict[tuple[int, ...], list[int]] = {}
         for i, row in enumerate(ids):
             copies.setdefault(tuple(row), []).append(i)
@@ -277,6 +272,32 @@ class Subject:
                 for i, generation in zip(rows, found, strict=True):
                     out[i] = generation
         return out  # type: ignore[return-value]
+
+    def candidates(
+        self, prompts: Sequence[Prompt], k: int, max_new_tokens: int = 64, stop: Sequence[str] = (),
+        seed: int | None = None,
+    ) -> list[list[str]]:  # fmt: skip
+        """Up to `k` different texts a prompt, the one of `generate` first. Copies of a prompt have the same ones."""
+        decoder, limits = self._decoding(max_new_tokens, stop, seed)
+        ids = [tuple(self._room(self.encode(p), max_new_tokens)) for p in prompts]
+        unique, found = list(dict.fromkeys(ids)), {}
+        with at_rest(self.model):
+            for group in _buckets([k * (len(u) + max_new_tokens) for u in unique], self.tokens_per_batch):
+                rows = [unique[i] for i in group]
+                for row, ranked in zip(rows, decoder.candidates(self.model, rows, limits, k), strict=True):
+                    texts = [self.tokenizer.decode(g.ids, skip_special_tokens=True) for g in ranked]
+                    found[row] = list(dict.fromkeys(_cut(text, stop) for text in texts))
+        return [found[row] for row in ids]
+
+    def _decoding(self, max_new_tokens: int, stop: Sequence[str], seed: int | None) -> tuple[Decoder, TextLimits]:
+        """The decoder for this tokenizer, and when it stops."""
+        self._writes()
+        decoder = (self.decoder or _TransformersGreedy()).for_tokenizer(self.tokenizer)
+        limits = TextLimits(
+            max_new_tokens=max_new_tokens, stop_ids=self.stop_ids, pad_id=self.pad_id,
+            seed=self.seed if seed is None else seed, finished=_stop_test(self.tokenizer, stop) if stop else None,
+        )  # fmt: skip
+        return decoder, limits
 
     def _room(self, ids: list[int], max_new_tokens: int) -> list[int]:
         """The prompt with its beginning cut off where it and the answer would not fit the window."""

@@ -214,6 +214,7 @@ def measure(
 ) -> Measured:  # fmt: skip
     """Ask the subject about every task. `base`, measured before, is what distances are taken from."""
     found = Measured(subject.name)
+    subject = _Once(subject)  # type: ignore[assignment]
     for one in (task(t, folders) for t in tasks):
         if one.name in found.tasks:
             raise LuthierError(f"evaluate.tasks: two tasks are named '{one.name}': rename one")
@@ -224,6 +225,23 @@ def measure(
         if one.metric and one.metric not in known:
             raise LuthierError(f"task {one.name}: metric '{one.metric}' is none of {', '.join(known)}")
     return found
+
+
+class _Once:
+    """A subject that generates the same texts once, however many scorers read them."""
+
+    def __init__(self, subject: Subject):
+        self.subject = subject
+        self.said: dict[str, list[str]] = {}
+
+    def generate(self, *asked: Any, **more: Any) -> list[str]:
+        key = json.dumps([asked, more], default=list)
+        if key not in self.said:
+            self.said[key] = self.subject.generate(*asked, **more)
+        return list(self.said[key])
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.subject, name)
 
 
 def _main(one: Task, answers: Answers) -> str:

@@ -92,12 +92,14 @@ def compare(
     resume: bool = False,
     quiet: bool = False,
     output_dir: str | Path | None = None,
+    callbacks: Sequence[Any] = (),
 ) -> Comparison:
     """Run each method for each seed and write compare.json and report.html.
 
     methods  names of tuners, objectives, decoders or procedures, "tuner+objective", or names under `compare.methods` of the recipe
     seeds    how many, counted from the recipe's seed
     resume   keep cells that are done
+    callbacks  as in `run`, for every cell
 
     A cell that fails is shown as failed; the others go on. Raises ConfigError for names that nothing answers to.
     """
@@ -122,7 +124,7 @@ def compare(
     bases: dict[str, Any] = {}
     try:
         for method, seed, one in plan:
-            out["cells"].append(_cell_of(method, seed, one, folder, bases, resume, quiet))
+            out["cells"].append(_cell_of(method, seed, one, folder, bases, resume, quiet, callbacks))
             runs.write_json(folder / "compare.json", out)
     except (Interrupted, KeyboardInterrupt):
         out["status"] = "interrupted"
@@ -193,7 +195,14 @@ def _target(results: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _cell_of(
-    method: str, seed: int, one: Recipe, folder: Path, bases: dict[str, Any], resume: bool, quiet: bool
+    method: str,
+    seed: int,
+    one: Recipe,
+    folder: Path,
+    bases: dict[str, Any],
+    resume: bool,
+    quiet: bool,
+    callbacks: Sequence[Any] = (),
 ) -> dict[str, Any]:
     path = Path(one.output_dir or "")
     cell = {"method": method, "seed": seed, "run": path.name}
@@ -201,7 +210,7 @@ def _cell_of(
     if kept is not None:
         return {**cell, "status": "done", "results": kept}
     try:
-        done = _run(one, bases, resume, quiet)
+        done = _run(one, bases, resume, quiet, callbacks)
     except (Interrupted, KeyboardInterrupt):
         raise
     except Exception as error:
@@ -209,10 +218,10 @@ def _cell_of(
     return {**cell, "status": "done", "results": done.results}
 
 
-def _run(one: Recipe, bases: dict[str, Any], resume: bool, quiet: bool) -> RunResult:
+def _run(one: Recipe, bases: dict[str, Any], resume: bool, quiet: bool, callbacks: Sequence[Any] = ()) -> RunResult:
     """One cell. The untuned model is asked once for all cells that start from the same one."""
     unfinished = resume and (Path(one.output_dir or "") / "run.json").exists()
-    return run(one, quiet=quiet, bases=bases, resume=True if unfinished else None)
+    return run(one, quiet=quiet, bases=bases, resume=True if unfinished else None, callbacks=callbacks)
 
 
 def _kept(path: Path, one: Recipe) -> dict[str, Any] | None:
