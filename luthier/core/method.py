@@ -168,12 +168,15 @@ class Objective(Method):
     rows       data types it takes (names of the data axis), the first is the usual one
     task       the head it needs: "causal_lm", "masked_lm", "classification"
     start      what the loss is before any step, in words and as a number where it is exact
-    reference  True if it needs the log-probabilities of the untuned model
+    reference  what it needs of the untuned model: "" nothing; "answers" the log-probability of each answer, computed once
+               and stored
+    idle       True if a scored token may have no gradient (a hinge that is kept, a side that is only a yardstick)
     """
 
     rows: ClassVar[tuple[str, ...]] = ()
     task: ClassVar[str] = "causal_lm"
-    reference: ClassVar[bool] = False
+    reference: ClassVar[str] = ""
+    idle: ClassVar[bool] = False
 
     def for_tokenizer(self, tokenizer: Any) -> Self:
         """The same objective with what it needs of the tokenizer (a mask id, say) filled in."""

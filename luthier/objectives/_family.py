@@ -63,14 +63,23 @@ class PairLogp:
     chosen_tokens: Tensor
     rejected_tokens: Tensor
 
+    @property
+    def gains(self) -> tuple[Tensor, Tensor]:
+        """log pi / pi_ref (P,) of the chosen and of the rejected answers."""
+        return self.chosen - self.ref_chosen, self.rejected - self.ref_rejected
+
+    @property
+    def means(self) -> tuple[Tensor, Tensor]:
+        """log pi per token (P,) of the chosen and of the rejected answers."""
+        return self.chosen / self.chosen_tokens, self.rejected / self.rejected_tokens
+
 
 @dataclass(frozen=True)
 class PairObjective(Objective):
     """Weight: the number of pairs. Answers of a batch alternate: chosen, rejected, chosen, rejected."""
 
     rows = ("preference",)
-    reference = True
-    beta: float = 0.1
+    reference = "answers"
 
     def loss(self, pair: PairLogp) -> Tensor:
         """Loss (P,) of each pair."""
@@ -87,18 +96,20 @@ class PairObjective(Objective):
         ref = batch.reference.to(logp) if batch.reference is not None else torch.zeros_like(logp)
         tokens = torch.bincount(batch.owner, minlength=batch.answers).to(logp)
         pair = PairLogp(logp[0::2], logp[1::2], ref[0::2], ref[1::2], tokens[0::2], tokens[1::2])
-        losses = self.loss(pair)
-        P = self.weight(batch)
-        gain_w, gain_l = (pair.chosen - pair.ref_chosen).detach(), (pair.rejected - pair.ref_rejected).detach()
-        figures = {
-            "rewards/chosen": (self.beta * gain_w.sum(), P),
-            "rewards/rejected": (self.beta * gain_l.sum(), P),
-            "rewards/margins": (self.beta * (gain_w - gain_l).sum(), P),
-            "rewards/accuracies": ((gain_w > gain_l).to(logp).sum(), P),
+        return Loss(self.loss(pair).sum(), self.weight(batch), self.figures(pair))
+
+    def figures(self, pair: PairLogp) -> dict[str, tuple[Tensor, float]]:
+        """What is logged under the names that trl uses; without a reference a reward is beta log pi."""
+        won, lost = (gain.detach() for gain in pair.gains)
+        beta, P = getattr(self, "beta", 1.0), float(len(won))
+        return {
+            "rewards/chosen": (beta * won.sum(), P),
+            "rewards/rejected": (beta * lost.sum(), P),
+            "rewards/margins": (beta * (won - lost).sum(), P),
+            "rewards/accuracies": ((won > lost).to(won).sum(), P),
             "logps/chosen": (pair.chosen.detach().sum(), P),
             "logps/rejected": (pair.rejected.detach().sum(), P),
         }
-        return Loss(losses.sum(), P, figures)
 
 
 @dataclass(frozen=True)
