@@ -28,7 +28,7 @@ from torch import Tensor
 
 from luthier.core.batch import Batch, positions_from_mask
 from luthier.core.embeddings import changed_embeddings, embedding_weight, uniform_noise
-from luthier.core.logprobs import Scorer
+from luthier.core.logprobs import Columns, Scorer
 
 Kind = Literal["mask", "random", "drop", "zero", "noise", "argmax", "sample", "mixture"]
 PREDICTED = ("argmax", "sample", "mixture")
@@ -66,20 +66,22 @@ class Filling:
         return _unseen(batch, h) if self.kind == "drop" else batch
 
     def said(self, scorer: Scorer, batch: Batch, h: Holes) -> Tensor:
-        """What the model itself puts there: ids (M,), or mean embeddings (M, D)."""
+        """What the model itself puts there: ids (M, 1), or mean embeddings (M, D)."""
         assert batch.target is not None
         u = torch.zeros(len(batch.target), dtype=h.u.dtype, device=h.u.device).index_put((h.scored,), h.u)
 
-        def reduce(logits: Tensor, some: slice) -> Tensor:
+        def function(logits: Tensor, which: Tensor) -> Columns:
             if self.kind == "argmax":
-                return logits.argmax(-1)
+                return (logits.argmax(-1),)
             p = logits.double().softmax(-1)
             if self.kind == "sample":
-                return (p.cumsum(-1) < u[some, None]).sum(-1).clamp(max=p.shape[-1] - 1)
+                return ((p.cumsum(-1) < u[which, None]).sum(-1).clamp(max=p.shape[-1] - 1),)
             table = embedding_weight(scorer.plain)
-            return p.to(table.dtype) @ table[: p.shape[-1]]
+            return (p.to(table.dtype) @ table[: p.shape[-1]]).unbind(-1)
 
-        return scorer.reduced_logits(batch, reduce)[h.scored]
+        with torch.no_grad():  # the function is told which scored tokens it is given
+            columns = scorer.read(replace(batch, target=torch.arange(len(u), device=u.device)), function)
+        return torch.stack(columns, -1)[h.scored]
 
     def embedding(self, scorer: Scorer, batch: Batch, h: Holes, was: Tensor, said: Tensor | None) -> Tensor:
         """New embeddings (M, D) of the holes for those that were there."""
@@ -111,8 +113,8 @@ def filled(scorer: Scorer, batch: Batch, filling: Filling) -> Iterator[Batch]:
             device = batch.ids.device
             h = h._replace(at=h.at.to(device), u=h.u.to(device), scored=h.scored.to(device))
             said = filling.said(scorer, batch, h) if filling.kind in PREDICTED else None
-            if said is not None and said.ndim == 1:
-                batch, said = _put(batch, h, said.long()), None
+            if said is not None and filling.kind != "mixture":
+                batch, said = _put(batch, h, said[:, 0].long()), None
             elif (
                 said is not None
                 or filling.kind in ("zero", "noise")

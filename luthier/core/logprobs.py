@@ -5,6 +5,9 @@
 The model runs unmodified. While it runs, its output embedding sees only the N scored states instead of B*T, and
 when nothing follows the head (no scaling or capping of logits: measured once per model, not looked up) the head's
 product, the log-softmax and their gradients are one operation over chunks of rows.
+
+What needs the whole distribution at a position (a KL divergence to another model, the likeliest token) is a function of
+the logits, `read`, over the same chunks.
 """
 
 from __future__ import annotations
@@ -150,10 +153,8 @@ def gather_logp(logits: Tensor, target: Tensor) -> Tensor:
     )[:, 0]
 
 
-def _gather_with_mean(logits: Tensor, target: Tensor) -> Tensor:
-    """(N, 2): log-probability of `target`, and the mean over the vocabulary."""
-    logp = torch.log_softmax(logits.float() if logits.dtype != torch.float64 else logits, -1)
-    return torch.stack([logp.gather(1, target[:, None])[:, 0], logp.mean(-1)], 1)
+Columns = tuple[Tensor, ...]
+"""Tensors (n,), one number for each scored position."""
 
 
 @contextmanager
@@ -211,71 +212,24 @@ class Scorer:
 
     def token_logp(self, batch: Batch) -> Tensor:
         """Log-probability (N,) of each scored token."""
-        return self._scored(batch, self._logp, gather_logp)
-
-    def token_and_mean_logp(self, batch: Batch) -> Tensor:
-        """(N, 2): log-probability of each scored token, and the mean of that of all tokens of the vocabulary there."""
-        return self._scored(batch, self._logp_and_mean, _gather_with_mean)
-
-    @torch.no_grad()
-    def reduced_logits(self, batch: Batch, reduce: Callable[[Tensor, slice], Tensor]) -> Tensor:
-        """`reduce` of the logits of some scored positions (n, V) and which these are, chunk by chunk; no gradient."""
-
-        def chunked(head: nn.Module, own: Callable[[Tensor], Tensor], states: Tensor, target: Tensor) -> Tensor:
-            chunk = self.chunk or max(1, CHUNK_BYTES // (4 * self.plain.config.vocab_size))
-            places = [slice(i, min(i + chunk, len(states))) for i in range(0, max(1, len(states)), chunk)]
-            return torch.cat([reduce(own(states[at]), at) for at in places])
-
-        return self._scored(batch, chunked, lambda logits, target: reduce(logits, slice(0, len(logits))))
-
-    def _scored(
-        self,
-        batch: Batch,
-        at_head: Callable[[nn.Module, Callable[[Tensor], Tensor], Tensor, Tensor], Tensor],
-        after: Callable[[Tensor, Tensor], Tensor],
-    ) -> Tensor:
-        """Something (N,) or (N, k) of the scored positions: made in the head's place by `at_head(head, its forward, states
-        (N, D), target (N,))` where logits leave the model as the head gave them, else by `after(logits (N, V), target)`."""
         head, source, target = self.head, batch.source, batch.target
         assert source is not None and target is not None
         own = head.forward
-        shape: list[int] = []
 
         def scored(hidden: Tensor) -> Tensor:  # (B, T, D)
             states = hidden.reshape(-1, hidden.shape[-1]).index_select(0, source)  # (N, D)
-            if not self._ends_at_head(head):
-                return own(states)[None]  # (1, N, V): whatever follows the head runs on it
-            found = at_head(head, own, states, target)
-            shape[:] = found.shape
-            return found.reshape(1, len(found), -1)
+            if self._ends_at_head(head) and type(head) is nn.Linear:
+                return linear_logp(states, head.weight, head.bias, target, self.chunk)[None, :, None]
+            if self._ends_at_head(head):
+                return self._chunked(own, states, target)[None, :, None]
+            return own(states)[None]  # (1, N, V): whatever follows the head runs on it
 
         with _head_sees(head, scored):
             out = self.run(batch)
         logits = out.logits if hasattr(out, "logits") else out[0]
-        if not self._ends_at_head(head):
-            return after(logits[0], target)
-        found = logits.reshape(shape)
-        return found.float() if found.dtype != torch.float64 else found
-
-    def _logp(self, head: nn.Module, own: Callable[[Tensor], Tensor], states: Tensor, target: Tensor) -> Tensor:
-        if type(head) is nn.Linear:
-            return linear_logp(states, head.weight, head.bias, target, self.chunk)
-        return self._chunked(own, states, target, gather_logp)
-
-    def _logp_and_mean(
-        self, head: nn.Module, own: Callable[[Tensor], Tensor], states: Tensor, target: Tensor
-    ) -> Tensor:
-        """Under a linear head a token's logit less the mean logit is a product of width D: no second pass over (N, V)."""
-        if type(head) is not nn.Linear:
-            return self._chunked(own, states, target, _gather_with_mean)
-        logp = self._logp(head, own, states, target)
-        with torch.autocast(states.device.type, enabled=False):
-            full = logp.dtype
-            rows = head.weight.index_select(0, target).to(full) - head.weight.to(full).mean(0)  # (N, D)
-            above = (states.to(full) * rows).sum(-1)
-            if head.bias is not None:
-                above = above + head.bias.to(full)[target] - head.bias.to(full).mean()
-        return torch.stack([logp, logp - above], 1)
+        if self._ends_at_head(head):
+            return logits[0, :, 0].float() if logits.dtype != torch.float64 else logits[0, :, 0]
+        return gather_logp(logits[0], target)
 
     def answer_logp(self, batch: Batch) -> Tensor:
         """Summed log-probability (A,) of each answer."""
@@ -283,9 +237,37 @@ class Scorer:
         assert batch.owner is not None
         return torch.zeros(batch.answers, dtype=logp.dtype, device=logp.device).index_add_(0, batch.owner, logp)
 
+    def read(self, batch: Batch, function: Callable[[Tensor, Tensor], Columns]) -> Columns:
+        """`function(logits (n, V), target (n,))` over the scored positions, in chunks; each of its tensors as (N,)."""
+        return self._columns(batch, lambda logits, target, at: function(logits, target))
+
     def class_logits(self, batch: Batch) -> Tensor:
         """Logits (B, C) of a task head."""
         return self.model(**batch.inputs(self._mask_dtype())).logits
+
+    def _columns(self, batch: Batch, function: Callable[[Tensor, Tensor, slice], Columns]) -> Columns:
+        head, source, target = self.head, batch.source, batch.target
+        assert source is not None and target is not None
+        own, ends, N = head.forward, self._ends_at_head(head), len(target)
+        size = self.chunk or max(1, CHUNK_BYTES // (4 * self.plain.config.vocab_size))
+
+        def part(rows: Tensor, at: slice) -> Tensor:  # states (n, D), or logits (n, V) where something follows the head
+            return torch.stack(function(_whole(own(rows) if ends else rows), target[at], at), -1)  # (n, K)
+
+        def chunked(rows: Tensor) -> Tensor:
+            if size >= N:
+                return part(rows, slice(0, N))
+            pieces = [slice(i, min(i + size, N)) for i in range(0, N, size)]
+            return torch.cat([checkpoint(part, rows[at], at, use_reentrant=False) for at in pieces])
+
+        def scored(hidden: Tensor) -> Tensor:  # (B, T, D)
+            states = hidden.reshape(-1, hidden.shape[-1]).index_select(0, source)  # (N, D)
+            return (chunked(states) if ends else own(states))[None]
+
+        with _head_sees(head, scored):
+            out = self.run(batch)
+        found = (out.logits if hasattr(out, "logits") else out[0])[0]
+        return (found if ends else chunked(found)).unbind(-1)
 
     def _mask_dtype(self) -> torch.dtype:
         """Additive masks must have the dtype that attention runs in."""
@@ -300,20 +282,14 @@ class Scorer:
             getattr(self.plain.config, "use_cache", False)
         )
 
-    def _chunked(
-        self,
-        head: Callable[[Tensor], Tensor],
-        states: Tensor,
-        target: Tensor,
-        gather: Callable[[Tensor, Tensor], Tensor],
-    ) -> Tensor:
-        """`gather(logits, target)` through any head module (an adapted one, say), recomputed chunk by chunk in backward."""
+    def _chunked(self, head: Callable[[Tensor], Tensor], states: Tensor, target: Tensor) -> Tensor:
+        """The same through any head module (an adapted one, say), recomputed chunk by chunk in backward."""
         chunk = self.chunk or max(1, CHUNK_BYTES // (4 * self.plain.config.vocab_size))
         if states.shape[0] <= chunk:
-            return gather(head(states), target)
+            return gather_logp(head(states), target)
         parts = [
             checkpoint(
-                lambda s, t: gather(head(s), t), states[i : i + chunk], target[i : i + chunk], use_reentrant=False
+                lambda s, t: gather_logp(head(s), t), states[i : i + chunk], target[i : i + chunk], use_reentrant=False
             )
             for i in range(0, states.shape[0], chunk)
         ]
@@ -324,6 +300,11 @@ class Scorer:
         if self._linear is None:
             self._linear = _logits_are_heads(self.plain, head)
         return self._linear
+
+
+def _whole(logits: Tensor) -> Tensor:
+    """Logits in the precision that sums over the vocabulary are taken in."""
+    return logits.to(_full(logits.dtype))
 
 
 @torch.no_grad()
