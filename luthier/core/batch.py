@@ -125,6 +125,20 @@ class Batch:
     def answers(self) -> int:
         return len(self.rows)
 
+    def sequences(self) -> tuple[Tensor, Tensor]:
+        """(place, row), both (B, T): a token's place in its sequence and the data row of that; -1 on padding.
+
+        Rows of a shared prompt are one sequence; answers of it begin where the prompt ends.
+        """
+        place = positions_from_mask(self.mask) if self.positions is None else self.positions
+        starts = self.mask & (place == 0)
+        number = (starts.flatten().cumsum(0) - 1).view_as(place)
+        row = self.rows
+        if int(starts.sum()) != len(row):  # several answers a sequence: any of them tells its row
+            assert self.source is not None and self.owner is not None
+            row = row.new_empty(int(starts.sum())).index_put((number.flatten()[self.source],), row[self.owner])
+        return place.where(self.mask, -1), row[number.clamp(min=0)].where(self.mask, -1)
+
     def to(self, device: torch.device | str) -> Batch:
         moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, **moved)

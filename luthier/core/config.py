@@ -86,6 +86,7 @@ class TrainSettings(_Section):
     warmup_steps: int = Field(0, description="if positive, overrides warmup_ratio")
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
+    neftune_noise_alpha: float | None = Field(None, description="uniform noise on the input embeddings while training")
     optim: Literal["adamw_torch", "sgd", "adafactor"] = "adamw_torch"
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999

@@ -244,6 +244,7 @@ def layer_cache(
     sharded: bool,
     checkpointing: bool,
     folder: Path,
+    noise: bool = False,
 ) -> LayerCache | None:
     """The cache that `train.cache_frozen_layers` asks for: "auto" uses it where it is exact, pays and fits into memory;
     True insists, and raises LuthierError with the reason where it cannot be."""
@@ -252,6 +253,8 @@ def layer_cache(
     try:
         if type(objective).view is not Objective.view:
             raise CannotCache(f"objective '{objective.name}' changes its inputs from visit to visit")
+        if noise:
+            raise CannotCache("neftune_noise_alpha changes the embeddings from visit to visit")
         if checkpointing:
             raise CannotCache("gradient_checkpointing makes every layer take part: switch it off")
         if sharded:

@@ -5,6 +5,9 @@
 The model runs unmodified. While it runs, its output embedding sees only the N scored states instead of B*T, and
 when nothing follows the head (no scaling or capping of logits: measured once per model, not looked up) the head's
 product, the log-softmax and their gradients are one operation over chunks of rows.
+
+What needs the whole distribution at a position (a KL divergence to another model, the likeliest token) is a function of
+the logits, `read`, over the same chunks.
 """
 
 from __future__ import annotations
@@ -150,6 +153,10 @@ def gather_logp(logits: Tensor, target: Tensor) -> Tensor:
     )[:, 0]
 
 
+Columns = tuple[Tensor, ...]
+"""Tensors (n,), one number for each scored position."""
+
+
 @contextmanager
 def _head_sees(head: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """While active, `head` runs `forward` in place of its own."""
@@ -230,9 +237,37 @@ class Scorer:
         assert batch.owner is not None
         return torch.zeros(batch.answers, dtype=logp.dtype, device=logp.device).index_add_(0, batch.owner, logp)
 
+    def read(self, batch: Batch, function: Callable[[Tensor, Tensor], Columns]) -> Columns:
+        """`function(logits (n, V), target (n,))` over the scored positions, in chunks; each of its tensors as (N,)."""
+        return self._columns(batch, lambda logits, target, at: function(logits, target))
+
     def class_logits(self, batch: Batch) -> Tensor:
         """Logits (B, C) of a task head."""
         return self.model(**batch.inputs(self._mask_dtype())).logits
+
+    def _columns(self, batch: Batch, function: Callable[[Tensor, Tensor, slice], Columns]) -> Columns:
+        head, source, target = self.head, batch.source, batch.target
+        assert source is not None and target is not None
+        own, ends, N = head.forward, self._ends_at_head(head), len(target)
+        size = self.chunk or max(1, CHUNK_BYTES // (4 * self.plain.config.vocab_size))
+
+        def part(rows: Tensor, at: slice) -> Tensor:  # states (n, D), or logits (n, V) where something follows the head
+            return torch.stack(function(_whole(own(rows) if ends else rows), target[at], at), -1)  # (n, K)
+
+        def chunked(rows: Tensor) -> Tensor:
+            if size >= N:
+                return part(rows, slice(0, N))
+            pieces = [slice(i, min(i + size, N)) for i in range(0, N, size)]
+            return torch.cat([checkpoint(part, rows[at], at, use_reentrant=False) for at in pieces])
+
+        def scored(hidden: Tensor) -> Tensor:  # (B, T, D)
+            states = hidden.reshape(-1, hidden.shape[-1]).index_select(0, source)  # (N, D)
+            return (chunked(states) if ends else own(states))[None]
+
+        with _head_sees(head, scored):
+            out = self.run(batch)
+        found = (out.logits if hasattr(out, "logits") else out[0])[0]
+        return (found if ends else chunked(found)).unbind(-1)
 
     def _mask_dtype(self) -> torch.dtype:
         """Additive masks must have the dtype that attention runs in."""
@@ -265,6 +300,11 @@ class Scorer:
         if self._linear is None:
             self._linear = _logits_are_heads(self.plain, head)
         return self._linear
+
+
+def _whole(logits: Tensor) -> Tensor:
+    """Logits in the precision that sums over the vocabulary are taken in."""
+    return logits.to(_full(logits.dtype))
 
 
 @torch.no_grad()

@@ -47,6 +47,7 @@ from luthier.core.batch import (
     pack,
 )
 from luthier.core.config import TrainSettings
+from luthier.core.embeddings import noisy
 from luthier.core.layer_cache import LayerCache, layer_cache
 from luthier.core.logprobs import Scorer
 from luthier.core.method import Loss, LuthierError, Objective, PartialTuner, Tuner
@@ -168,6 +169,8 @@ def _sharing_pays(examples: Sequence[GroupExample]) -> bool:
     return shared < 0.85 * apart
 
 
+HELD_OUT = -1
+"""The step that an objective's `view` is told for held-out rows."""
 PROBE_BATCHES = 4
 """Micro-batches that a tuner which chooses on data is shown."""
 STATE, SELECTION = "trainer_state.json", "selection.pt"
@@ -436,10 +439,19 @@ class Loop:
             self.settings.cache_frozen_layers,
             worthwhile=self.total >= (epoch + 2) * self.plan.steps_per_epoch, sharded=self.sharded,
             checkpointing=self.settings.gradient_checkpointing, folder=cache_folder() / "layers",
+            noise=bool(self.settings.neftune_noise_alpha),
         )  # fmt: skip
 
     def _reused(self, rows: Sequence[int], batch: Batch) -> AbstractContextManager[None]:
         return nullcontext() if self.kept is None else self.kept.serving(rows, batch, self.accelerator.autocast)
+
+    def _noise(self, batch: Batch) -> AbstractContextManager[None]:
+        """Noise on the input embeddings (train.neftune_noise_alpha): anew at every step, the same after resuming."""
+        alpha = self.settings.neftune_noise_alpha
+        if not alpha:
+            return nullcontext()
+        key = int(np.random.default_rng([self.seed, self.stage, self.step_index, 1]).integers(2**62))
+        return noisy(self.plain, batch, alpha, key)
 
     @property
     def plain(self) -> Any:
@@ -542,7 +554,7 @@ class Loop:
             tokens = batch.tokens  # counted before the batch moves: asking a device would wait for it
             batch = batch.to(self.device)
             with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
-                with self.accelerator.autocast(), self._reused(shares[i][0], batch):
+                with self.accelerator.autocast(), self._reused(shares[i][0], batch), self._noise(batch):
                     loss = self.objective.compute(self.scorer, batch)
                 self._check_weight(loss, weights[i], counts)
                 self.accelerator.backward(loss.sum * (scale if counts else 0.0))
@@ -680,7 +692,7 @@ class Loop:
         for i in range(rank, -(-len(chunks) // world) * world, world):
             rows = chunks[min(i, len(chunks) - 1)]
             batch = self.objective.view(
-                self.collate([examples[r] for r in rows]), 0, self.total, np.random.default_rng(0)
+                self.collate([examples[r] for r in rows]), HELD_OUT, self.total, np.random.default_rng(0)
             )
             with self.accelerator.autocast():
                 loss = self.objective.compute(self.scorer, batch.to(self.device))

@@ -194,7 +194,8 @@ class Objective(Method):
         """The batch as this objective shows it to the model at optimiser step `step` of `total` (corruption, mixing).
 
         `rng` depends on seed and step alone: fresh at every visit, the same after resuming and for every micro-batch.
-        What is drawn for a row must depend on the row (`batch.rows`), so that no split of a step changes it.
+        What is drawn for a row must depend on the row (`batch.rows`), so that no split of a step changes it. Held-out rows
+        come as step -1: corruption that only training is for leaves them alone.
         """
         return batch
 

@@ -25,16 +25,22 @@ class TokenLogp:
     logp     (N,) log-probability of each scored token
     owner    (N,) answer it belongs to
     weights  (N,) weight of each token
+    mean     (N,) mean log-probability of all tokens of the vocabulary there, where `needs_mean` asks for it
     """
 
     logp: Tensor
     owner: Tensor
     weights: Tensor
+    mean: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class TokenObjective(Objective):
     """Weight: the sum of token weights."""
+
+    @property
+    def needs_mean(self) -> bool:
+        return False
 
     def loss(self, tokens: TokenLogp) -> Tensor:
         """Loss (N,) of each token, before weighting."""
@@ -46,10 +52,16 @@ class TokenObjective(Objective):
 
     def compute(self, scorer: Scorer, batch: Batch) -> Loss:
         assert batch.owner is not None
-        logp = scorer.token_logp(batch)
+        logp, mean = scorer.read(batch, logp_and_mean) if self.needs_mean else (scorer.token_logp(batch), None)
         weights = torch.ones_like(logp) if batch.weights is None else batch.weights.to(logp)
-        losses = self.loss(TokenLogp(logp, batch.owner, weights))
+        losses = self.loss(TokenLogp(logp, batch.owner, weights, mean))
         return Loss((losses * weights).sum(), self.weight(batch))
+
+
+def logp_and_mean(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """log pi(target) and the mean over the vocabulary of log pi, (n,) each, from logits (n, V)."""
+    logp = logits.log_softmax(-1)
+    return logp.gather(1, target[:, None])[:, 0], logp.mean(-1)
 
 
 @dataclass(frozen=True)
