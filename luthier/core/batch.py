@@ -75,7 +75,34 @@ class SourceTargetExample:
         return len(self.ids) + len(self.target)
 
 
-Example = TextExample | GroupExample | LabelledExample | SourceTargetExample
+@dataclass(slots=True)
+class SearchExample:
+    """A query with documents: the one that answers it first, then hard negatives.
+
+    keys      identity of each document, so that the same one is known again under another query
+    query_key identity of the query
+    query     empty where each of `documents` is query and document in one sequence, for one model to read together
+    type_ids  sentence index of each token of each document, for encoders that use one
+    """
+
+    row: int
+    query: list[int]
+    documents: list[list[int]]
+    keys: list[int]
+    query_key: int
+    type_ids: list[list[int]] | None = None
+    extras: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.query) + sum(len(d) for d in self.documents)
+
+    @property
+    def sequences(self) -> list[list[int]]:
+        """What the model reads, one by one."""
+        return ([self.query] if self.query else []) + self.documents
+
+
+Example = TextExample | GroupExample | LabelledExample | SourceTargetExample | SearchExample
 
 
 @dataclass
@@ -89,13 +116,16 @@ class Batch:
     source     (N,) long      flat position b*T+t whose state predicts; for seq2seq in the decoder's grid
     target     (N,) long      token to predict
     owner      (N,) long      answer the scored token belongs to, 0 <= owner < A
-    rows       (A,) long      data row of each answer (of each sequence for labelled examples)
+    rows       (A,) long      data row of each answer (of each sequence for labelled examples, of each query of a search)
     label      (B,) or (B, L) class index, number or 0/1 vector
     decoder_ids, decoder_mask (B, U) for encoder-decoder models
     type_ids   (B, T) long    sentence index for encoders that use one
     scores     (A,) float     score or rank of each answer, where the data has one
     reference  (A,) float     log-probability of each answer under the reference model, where asked for
     weights    (N,) float     weight of each scored token; None: all one
+    asked_by   (D,) long      query that each of D documents belongs to; the first of a query's own is the right one. The
+                              grid holds the queries (where they are sequences of their own), then the documents
+    keys       (D,) long      identity of each document;  query_keys (A,) of each query
     """
 
     ids: Tensor
@@ -113,6 +143,9 @@ class Batch:
     scores: Tensor | None = None
     reference: Tensor | None = None
     weights: Tensor | None = None
+    asked_by: Tensor | None = None
+    keys: Tensor | None = None
+    query_keys: Tensor | None = None
     extras: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -307,6 +340,22 @@ def collate_source_target(examples: Sequence[SourceTargetExample], pad: int, sta
     )  # fmt: skip
 
 
+def collate_searches(examples: Sequence[SearchExample], pad: int, side: str = "right") -> Batch:
+    """All queries, then all documents, a row each."""
+    queries = [e.query for e in examples if e.query]
+    ids, mask = _grid([*queries, *(d for e in examples for d in e.documents)], pad, side)
+    type_ids = None
+    if examples[0].type_ids is not None:
+        types = [t for e in examples for t in e.type_ids or []]
+        type_ids = _grid([*([0] * len(q) for q in queries), *types], 0, side)[0]
+    asked_by = torch.arange(len(examples)).repeat_interleave(torch.tensor([len(e.documents) for e in examples]))
+    return Batch(
+        ids, mask, _rows(examples), positions_from_mask(mask) if side == "left" else None, type_ids=type_ids,
+        asked_by=asked_by, keys=torch.tensor([k for e in examples for k in e.keys]),
+        query_keys=torch.tensor([e.query_key for e in examples]), extras=_extras(examples),
+    )  # fmt: skip
+
+
 def _rows(examples: Sequence[Example]) -> Tensor:
     return torch.tensor([e.row for e in examples], dtype=torch.long)
 
@@ -345,6 +394,10 @@ class Plan:
 
     The examples of one step depend on `step_size` alone, never on how the step is split over micro-batches and
     processes; within a step they are sorted by length, so that splitting wastes little padding.
+
+    group  examples that must stay together, next to each other in a step: consecutive ones of the epoch's permutation,
+           so that each epoch draws its groups anew. Groups, not examples, are then sorted by length (of their longest);
+           where the number of examples leaves a smaller group, it is the last of its step. `step_size` is a multiple.
     """
 
     lengths: Sequence[int]
@@ -354,6 +407,7 @@ class Plan:
     shuffle: bool = True
     window_steps: int = 50
     drop_last: bool = False
+    group: int = 1
     _walked: tuple[int, list[list[int]]] | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -369,18 +423,30 @@ class Plan:
         if not self.group_by_length:
             steps = [order[i : i + size].tolist() for i in range(0, n, size)]
         else:
-            steps = []
-            lengths = np.asarray(self.lengths)
-            for start in range(0, n, size * self.window_steps):
-                window = order[start : start + size * self.window_steps]
-                window = window[np.argsort(lengths[window], kind="stable")]
-                steps += [window[i : i + size].tolist() for i in range(0, len(window), size)]
+            steps = self._sorted(order.tolist())
             if self.shuffle:
                 steps = [steps[i] for i in rng.permutation(len(steps))]
         if self.drop_last and len(steps) > 1:
             steps = [s for s in steps if len(s) == size]
-        if self.group_by_length:
-            steps = [sorted(s, key=lambda i: (self.lengths[i], i)) for s in steps]
+        return steps
+
+    def _sorted(self, order: list[int]) -> list[list[int]]:
+        """Steps of groups of like length; within a step the shortest group first, a smaller group last."""
+        g = self.group
+        groups = [order[i : i + g] for i in range(0, len(order), g)]
+        rest = [groups.pop()] if len(groups[-1]) < g else []
+        longest = {id(group): max(self.lengths[i] for i in group) for group in groups}
+        per_step = self.step_size // g
+        window = per_step * self.window_steps
+        steps = []
+        for start in range(0, len(groups) + len(rest), window):
+            here = sorted(groups[start : start + window], key=lambda group: longest[id(group)])
+            here += rest if start + window >= len(groups) + len(rest) else []
+            for i in range(0, len(here), per_step):
+                step = here[i : i + per_step]
+                last = [step.pop()] if step[-1:] == rest else []
+                step.sort(key=lambda group: (longest[id(group)], group[0]))
+                steps.append([i for group in step + last for i in group])
         return steps
 
     def step(self, index: int) -> list[int]:

@@ -37,11 +37,13 @@ from luthier.core.batch import (
     GroupExample,
     LabelledExample,
     Plan,
+    SearchExample,
     SourceTargetExample,
     TextExample,
     collate_groups,
     collate_labelled,
     collate_packed,
+    collate_searches,
     collate_source_target,
     collate_text,
     pack,
@@ -106,6 +108,8 @@ class Collator:
             return collate_groups(examples, self.pad, share_prompt=self.share_prompt)  # type: ignore[arg-type]
         if isinstance(first, LabelledExample):
             return collate_labelled(examples, self.pad)  # type: ignore[arg-type]
+        if isinstance(first, SearchExample):
+            return collate_searches(examples, self.pad)  # type: ignore[arg-type]
         assert isinstance(first, SourceTargetExample)
         return collate_source_target(examples, self.pad, self.start)  # type: ignore[arg-type]
 
@@ -290,6 +294,7 @@ class Loop:
             settings.per_device_train_batch_size * accumulation * world,
             seed if settings.data_seed is None else settings.data_seed,
             settings.group_by_length,
+            group=self._whole_groups(),
         )
         epochs = settings.num_train_epochs
         self.total = settings.max_steps if settings.max_steps > 0 else math.ceil(epochs * self.plan.steps_per_epoch)
@@ -308,6 +313,16 @@ class Loop:
         self.optimizer: torch.optim.Optimizer
 
     # set-up -------------------------------------------------------------------------------------------
+
+    def _whole_groups(self) -> int:
+        """Size of the objective's groups of rows, which no micro-batch may split. Raises LuthierError."""
+        group, size = self.objective.group, self.settings.per_device_train_batch_size
+        if size % group:
+            raise LuthierError(
+                f"train.per_device_train_batch_size {size} is not a multiple of objective.group {group}: rows of a group "
+                "share one loss and are never split; change one of the two"
+            )
+        return group
 
     def _select(self, epoch: int) -> None:
         """Draw or choose what moves: once a stage, or again in epochs in which the method says so."""
@@ -361,8 +376,10 @@ class Loop:
             return mean
 
         def alone(n: int) -> list[Callable[[], Tensor]]:
-            rows = random.Random(f"{self.seed}/look").sample(range(len(self.examples)), min(n, len(self.examples)))
-            return [lambda r=row: loss_on(self._batch([r], step).to(device)).sum for row in rows]  # type: ignore[misc]
+            group, last = self.objective.group, len(self.examples)
+            rows = random.Random(f"{self.seed}/look").sample(range(last), min(n * group, last))
+            parts = [rows[i : i + group] for i in range(0, len(rows), group)]
+            return [lambda r=part: loss_on(self._batch(r, step).to(device)).sum for part in parts]  # type: ignore[misc]
 
         def optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
             lr = self.learning_rate * rate(min(step, self.total - 1), self.total, self.settings)
@@ -684,10 +701,11 @@ class Loop:
     def held_out_loss(self, examples: Sequence[Example]) -> float:
         """Mean loss over examples, with dropout off."""
         self.wrapped.eval()
-        size = self.settings.per_device_eval_batch_size
-        order = sorted(range(len(examples)), key=lambda i: len(examples[i]))
+        group = self.objective.group
+        size = max(1, self.settings.per_device_eval_batch_size // group) * group
+        lengths = [len(e) for e in examples]
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        chunks = [order[i : i + size] for i in range(0, len(order), size)]
+        chunks = Plan(lengths, size, shuffle=False, window_steps=len(lengths), group=group).epoch(0)
         totals = torch.zeros(2, dtype=torch.float64, device=self.device)
         for i in range(rank, -(-len(chunks) // world) * world, world):
             rows = chunks[min(i, len(chunks) - 1)]

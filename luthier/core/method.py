@@ -75,7 +75,7 @@ class Tuner(Method):
     def wrap(self, model: nn.Module, task: str, seed: int = 0) -> nn.Module:
         """Make `model` trainable in this method's way and return the module to train.
 
-        `task` is one of "causal_lm", "seq2seq_lm", "masked_lm", "classification". Task heads that are new stay
+        `task` is one of "causal_lm", "seq2seq_lm", "masked_lm", "classification", "embedding". Task heads that are new stay
         trainable whatever the tuner.
         """
         raise NotImplementedError
@@ -166,17 +166,22 @@ class Objective(Method):
     """What is minimised.
 
     rows       data types it takes (names of the data axis), the first is the usual one
-    task       the head it needs: "causal_lm", "masked_lm", "classification"
+    task       the head it needs: "causal_lm", "masked_lm", "classification", "embedding" (none: the final states)
     start      what the loss is before any step, in words and as a number where it is exact
     reference  what it needs of the untuned model: "" nothing; "answers" the log-probability of each answer, computed once
                and stored
     idle       True if a scored token may have no gradient (a hinge that is kept, a side that is only a yardstick)
+    group      rows whose loss depends on one another: they are drawn together and never split, so that sums still add.
+               Each `group` rows of a batch, in order, are one; only the last may be smaller
+    row_options  options of the data type that it cannot do without
     """
 
     rows: ClassVar[tuple[str, ...]] = ()
     task: ClassVar[str] = "causal_lm"
     reference: ClassVar[str] = ""
     idle: ClassVar[bool] = False
+    group: int = 1
+    row_options: ClassVar[dict[str, Any]] = {}
 
     def for_tokenizer(self, tokenizer: Any) -> Self:
         """The same objective with what it needs of the tokenizer (a mask id, say) filled in."""
