@@ -1,6 +1,6 @@
 """All benchmarks: each contender in a fresh process, in turns, and a table of ratios. `make bench` runs this.
 
-    python -m benchmarks.run [--quick] [--threads 1 2] [--repeats 3] [--only sft dpo overhead packing]
+    python -m benchmarks.run [--quick] [--threads 1 2] [--repeats 3] [--only sft dpo overhead packing decoding]
 
 Speed is compared within a repeat, where contenders run one after the other (A B C, A B C, ...): a ratio is the median
 over repeats, with the smallest and the largest in brackets. With one thread the clock is the CPU time of the process,
@@ -34,8 +34,8 @@ CONTENDERS = {
     "dpo": ("luthier", "luthier-stored", "trl", "trl-precomputed", "trl-shipped"),
 }
 TARGETS = {("sft", "trl", ""): 4.0, ("sft", "transformers", ""): 1.8, ("dpo", "trl", "stored"): 5.0}
-SIZES = {"sft": (12, 8), "dpo": (8, 4), "overhead": (12, 8), "packing": (2, 8)}
-"""(optimiser steps, examples a step) of each benchmark."""
+SIZES = {"sft": (12, 8), "dpo": (8, 4), "overhead": (12, 8), "packing": (2, 8), "decoding": (48, 16)}
+"""(optimiser steps, examples a step) of each benchmark; of decoding (new tokens, rows)."""
 
 
 def main() -> None:
@@ -43,6 +43,7 @@ def main() -> None:
     found: dict[str, Any] = {"machine": machine(), "sizes": SIZES, "threads": {}}
     if told.add:
         found = json.loads(told.out.read_text(encoding="utf-8"))
+        found["sizes"] = {**SIZES, **found["sizes"]}
     for threads in told.threads:
         part = found["threads"].setdefault(str(threads), {})
         for name in told.only:
@@ -60,7 +61,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a tiny model and few steps: does it run, not how fast")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--only", nargs="+", default=["sft", "dpo", "overhead", "packing"])
+    parser.add_argument("--only", nargs="+", default=["sft", "dpo", "overhead", "packing", "decoding"])
     parser.add_argument("--skip", nargs="*", default=[], help="contenders to leave out")
     parser.add_argument("--add", action="store_true", help="more repeats beside those that the results file holds")
     parser.add_argument("--out", type=Path, default=HERE / "results.json")
@@ -204,6 +205,7 @@ def table(found: dict[str, Any]) -> str:
         others = [c for c in CONTENDERS[name] if not c.startswith("luthier") and any(c in p for p in parts)]
         lines += [_comparison(name, other, stored, parts) for other in others]
     lines += _overheads(found["threads"])
+    lines += _decoding(found["threads"])
     return "\n".join(lines)
 
 
@@ -229,6 +231,28 @@ def _overheads(threads: dict[str, Any]) -> list[str]:
             cells.append(f"{statistics.median(found):+.1%} ({min(found):+.1%} to {max(found):+.1%})")
         lines.append(f"| loop over bare loop, {size} parameters | {' | '.join(cells)} | | under 5% |")
     return lines
+
+
+def _decoding(threads: dict[str, Any]) -> list[str]:
+    """One line a number of rows: three models at one step, then drafts."""
+    told = [part["decoding"]["rows"] if "decoding" in part else [] for part in threads.values()]
+    lines = []
+    for i in range(max(map(len, told), default=0)):
+        some = [rows[i] if rows else None for rows in told]
+        n = next(r["rows"] for r in some if r is not None)
+        kinds = {
+            f"three models against the sum of their parts, {n} row{'s' * (n != 1)}": lambda r: f"{r['share']:.2f}",
+            f"drafts against none, greedy, {n} row{'s' * (n != 1)}": lambda r: _drafts(r["greedy"]),
+            f"drafts against none, drawn, {n} row{'s' * (n != 1)}": lambda r: _drafts(r["drawn"]),
+        }
+        for j, (title, cell) in enumerate(kinds.items()):
+            cells = ["" if r is None else cell(r) for r in some]
+            lines.append(f"| decoding: {title} | {' | '.join(cells)} | | {'' if j else 'at least 0.9'} |")
+    return lines
+
+
+def _drafts(told: dict[str, float]) -> str:
+    return f"{told['speedup']:.2f}x ({told['accepted']:.0%} accepted, {told['tokens_per_read']:.1f} tokens a forward)"
 
 
 if __name__ == "__main__":

@@ -311,10 +311,9 @@ def pick_columns(cache: Any, columns: Tensor) -> None:
             raise Refusal(
                 f"a cache of {type(layer).__name__} cannot take tokens back: this model cannot draft or be drafted for"
             )
-        at = columns.to(layer.keys.device)[:, None, :, None]
-        layer.keys, layer.values = (
-            x.gather(2, at.expand(-1, x.shape[1], -1, x.shape[3])) for x in (layer.keys, layer.values)
-        )
+        at = columns.to(layer.keys.device)
+        row = torch.arange(len(at), device=at.device)[:, None]
+        layer.keys, layer.values = (x.transpose(1, 2)[row, at].transpose(1, 2) for x in (layer.keys, layer.values))
 
 
 def _encoded(states: Tensor) -> Any:
