@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from luthier.core.batch import Batch
+from luthier.core.embedding import Pooling, pooled
 from luthier.core.method import LuthierError
 
 CHUNK_BYTES = 256 * 2**20
@@ -233,6 +234,10 @@ class Scorer:
     def class_logits(self, batch: Batch) -> Tensor:
         """Logits (B, C) of a task head."""
         return self.model(**batch.inputs(self._mask_dtype())).logits
+
+    def embeddings(self, batch: Batch, pooling: Pooling) -> Tensor:
+        """One vector (B, D) for each row of the grid, of a model without a head."""
+        return pooled(self.run(batch).last_hidden_state, batch.mask, pooling)
 
     def _mask_dtype(self) -> torch.dtype:
         """Additive masks must have the dtype that attention runs in."""
