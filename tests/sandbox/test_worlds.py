@@ -27,6 +27,7 @@ FIELDS = {
     "pair": {"prompt", "chosen", "rejected"},
     "text": {"text"},
     "messages": {"messages"},
+    "search": {"query", "positive", "relevant"},
 }
 
 
