@@ -18,17 +18,20 @@ from torch import Tensor, nn
 
 from luthier.checks._battery import Check, on, oracle_module, when
 from luthier.checks._compare import close, finite, require, same
-from luthier.checks._models import CLASSES, PAD, groups, labelled, model_of, sources_targets, texts
+from luthier.checks._models import CLASSES, PAD, groups, labelled, model_of, searches, sources_targets, texts
 from luthier.core import catalog
+from luthier.core.anatomy import anatomy
 from luthier.core.batch import (
     Batch,
     GroupExample,
     LabelledExample,
+    SearchExample,
     SourceTargetExample,
     TextExample,
     collate_groups,
     collate_labelled,
     collate_packed,
+    collate_searches,
     collate_source_target,
     collate_text,
 )
@@ -67,6 +70,10 @@ class Plain:
     def head(self, ids: Sequence[int]) -> Tensor:
         """(C,) outputs of a task head."""
         return self.model(input_ids=torch.tensor([list(ids)])).logits[0]
+
+    def states(self, ids: Sequence[int]) -> Tensor:
+        """(T, D) final states of a model without a head."""
+        return self.model(input_ids=torch.tensor([list(ids)])).last_hidden_state[0]
 
     @property
     def start(self) -> int:
@@ -122,6 +129,8 @@ class World:
             return collate_groups(examples, PAD, side, share_prompt=layout == "tree")
         if self.kind is LabelledExample:
             return collate_labelled(examples, PAD, side)
+        if self.kind is SearchExample:
+            return collate_searches(examples, PAD, side)
         if self.kind is SourceTargetExample:
             return collate_source_target(examples, PAD, PAD, side)
         if layout == "packed":
@@ -130,9 +139,11 @@ class World:
 
 
 def worlds(method: Objective) -> list[World]:
+    kinds = {_kind_of_rows(row) for row in method.rows}
+    if (SearchExample, 0) in kinds:
+        return _searched(method.task)
     if method.task == "classification":
         return [_headed(problem) for problem in method.problems]  # type: ignore[attr-defined]
-    kinds = {_kind_of_rows(row) for row in method.rows}
     found = []
     if (TextExample, 0) in kinds and method.task == "masked_lm":
         found.append(World("encoder", "bert", texts()))
@@ -153,6 +164,13 @@ def _headed(problem: str) -> World:
     return World(problem, "bert-classifier", labelled(problem), settings)
 
 
+def _searched(task: str) -> list[World]:
+    """Query and document apart for models without a head, in one sequence for a head with one output."""
+    if task == "classification":
+        return [World("pairs for one score", "bert-classifier", searches(paired=True), (("num_labels", 1),))]
+    return [World("encoder", "bert-embedding", searches()), World("decoder", "llama-embedding", searches())]
+
+
 def _kind_of_rows(name: str) -> tuple[type, int]:
     """What a row type makes: the class of its examples, and the number of answers in a group."""
     from luthier.checks.data import sample, vocabulary
@@ -167,7 +185,7 @@ def kinds(*wanted: type) -> Callable[[Check], Check]:
     return on(lambda world: world.kind in wanted)
 
 
-token_level = when(lambda method: method.task != "classification")
+token_level = when(lambda method: method.task not in ("classification", "embedding"))
 causal = when(lambda method: method.task == "causal_lm")
 
 
@@ -179,6 +197,20 @@ def gradients(loss: Tensor, model: nn.Module) -> dict[str, Tensor]:
     names = [n for n, _ in model.named_parameters()]
     found = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
     return {n: g for n, g in zip(names, found, strict=True) if g is not None}
+
+
+def units(method: Objective, n: int) -> list[list[int]]:
+    """Rows that may be taken apart: one by one, or in the objective's groups."""
+    return [list(range(i, min(i + method.group, n))) for i in range(0, n, method.group)]
+
+
+def last_module(model: Any) -> nn.Module:
+    """What every output goes through: the head, or the last norm of a model without one."""
+    head = model.get_output_embeddings() or getattr(model, "classifier", None)
+    if head is not None:
+        return head
+    body = anatomy(model)
+    return model.get_submodule([*body.layers[-1].norms, *body.final_norms][-1])
 
 
 def agree(a: Loss, b: Loss, what: str) -> None:
@@ -216,9 +248,8 @@ def check_start(method: Objective, world: World) -> None:
     oracle = oracle_module("objectives", method.name)
     require(oracle is not None and hasattr(oracle, "start"), f"no oracles/objectives_{method.name}.py with `start`")
     model = world.model()
-    head = model.get_output_embeddings() or getattr(model, "classifier", None)
     with torch.no_grad():
-        for parameter in head.parameters():  # type: ignore[union-attr]
+        for parameter in last_module(model).parameters():
             parameter.zero_()
         if hasattr(model, "cls"):
             model.cls.predictions.bias.zero_()  # type: ignore[union-attr]
@@ -227,7 +258,7 @@ def check_start(method: Objective, world: World) -> None:
         with torch.no_grad():
             batch.reference = Scorer(model).answer_logp(batch)
     loss = computed(method, model, batch)
-    outputs = model.config.num_labels if world.kind is LabelledExample else model.config.vocab_size
+    outputs = model.config.num_labels if method.task == "classification" else model.config.vocab_size
     stated = oracle.start(world.examples, outputs)  # type: ignore[union-attr]
     close(loss.sum.detach() / loss.weight, torch.tensor(stated), "loss at the start and as stated")
 
@@ -249,23 +280,23 @@ def check_weight(method: Objective, world: World) -> None:
 
 
 def check_sums_add(method: Objective, world: World) -> None:
-    """Sums and weights of rows alone add up to those of the batch, gradients too; the order of rows does not matter."""
-    model, n = world.model(), len(world.examples)
+    """Sums and weights of rows alone (of whole groups) add up to those of the batch, gradients too; order is no matter."""
+    model, alone = world.model(), units(method, len(world.examples))
     whole = computed(method, model, world.batch(method))
-    parts = [computed(method, model, world.batch(method, [i])) for i in range(n)]
+    parts = [computed(method, model, world.batch(method, rows)) for rows in alone]
     total = torch.stack([p.sum for p in parts]).sum()
     agree(Loss(total, sum(p.weight for p in parts)), whole, "of rows alone and of the batch")
     wanted = gradients(whole.sum, model)
     for name, gradient in gradients(total, model).items():
         close(gradient, wanted[name], f"gradient of {name} from rows alone and from the batch")
-    turned = computed(method, model, world.batch(method, list(range(n))[::-1]))
+    turned = computed(method, model, world.batch(method, [i for rows in alone[::-1] for i in rows[::-1]]))
     agree(turned, whole, "in another order")
 
 
 def check_accumulation(method: Objective, world: World) -> None:
-    """Through the core's loop, micro-batches of one row are one batch of all: same losses, same weights."""
-    found = []
-    for size, pieces in ((1, 6), (6, 1)):
+    """Through the core's loop, micro-batches of one row (one group) are one batch of all: same losses, same weights."""
+    found, n = [], len(world.examples)
+    for size, pieces in ((method.group, n // method.group), (n, 1)):
         model = world.model()
         settings = TrainSettings(
             max_steps=2, per_device_train_batch_size=size, gradient_accumulation_steps=pieces, optim="sgd",
@@ -275,9 +306,9 @@ def check_accumulation(method: Objective, world: World) -> None:
         fitted = Loop(model, _Everything(), method, world.examples, settings, PAD, references=references).fit()
         found.append((torch.tensor([r["loss"] for r in fitted.log if "loss" in r]), model.state_dict()))
     (losses, weights), (whole_losses, whole_weights) = found
-    close(losses, whole_losses, "losses of six micro-batches and of one")
+    close(losses, whole_losses, "losses of small micro-batches and of one")
     for name, tensor in weights.items():
-        close(tensor, whole_weights[name], f"{name} after steps of six micro-batches and of one")
+        close(tensor, whole_weights[name], f"{name} after steps of small micro-batches and of one")
 
 
 # ------------------------------------------------------------------------------------------- layouts
@@ -289,7 +320,7 @@ def check_padding(method: Objective, world: World) -> None:
     whole = computed(method, model, right)
     batch = replace(right, ids=torch.where(right.mask, right.ids, torch.full_like(right.ids, 9)))
     agree(computed(method, model, batch), whole, "with other ids in the padding")
-    if world.kind is not LabelledExample:  # task heads of encoders read the first column
+    if method.task != "classification":  # task heads of encoders read the first column
         agree(computed(method, model, world.batch(method, layout="left")), whole, "padded left and right")
 
 
@@ -360,9 +391,8 @@ def check_chunks(method: Objective, world: World) -> None:
 def check_extreme_logits(method: Objective, world: World) -> None:
     """Logits in the thousands give a finite loss and finite gradients."""
     model = world.model()
-    head = model.get_output_embeddings() or model.classifier
     with torch.no_grad():
-        for parameter in head.parameters():  # type: ignore[union-attr]
+        for parameter in last_module(model).parameters():
             parameter.mul_(3000.0)
     loss = computed(method, model, world.batch(method))
     finite(loss.sum, "loss at logits in the thousands")

@@ -40,7 +40,7 @@ PEFT_TASKS = {
     "seq2seq_lm": "SEQ_2_SEQ_LM",
     "classification": "SEQ_CLS",
     "masked_lm": None,
-    "feature_extraction": "FEATURE_EXTRACTION",
+    "embedding": "FEATURE_EXTRACTION",
 }
 
 

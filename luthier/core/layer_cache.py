@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
 from luthier.core.anatomy import anatomy, base_transformer, kind_of
-from luthier.core.batch import Batch, Example, GroupExample, SourceTargetExample, TextExample, pack
+from luthier.core.batch import Batch, Example, GroupExample, SearchExample, SourceTargetExample, TextExample, pack
 from luthier.core.flops import counter
 from luthier.core.logprobs import Scorer
 from luthier.core.method import LuthierError, Objective
@@ -172,6 +172,13 @@ class LayerCache:
                 out.append([(b + k, 0, len(e.prompt) + len(a)) for k, a in enumerate(e.answers)])  # type: ignore[union-attr]
                 b += len(out[-1])
             return out
+        if isinstance(examples[0], SearchExample):
+            out, b = [], sum(bool(e.query) for e in examples)  # type: ignore[union-attr]
+            for i, e in enumerate(examples):
+                own = [(i, 0, len(e.query))] if e.query else []  # type: ignore[union-attr]
+                out.append(own + [(b + k, 0, len(d)) for k, d in enumerate(e.documents)])  # type: ignore[union-attr]
+                b += len(e.documents)  # type: ignore[union-attr]
+            return out
         return [[(b, 0, _tokens(e, self.collate.share_prompt))] for b, e in enumerate(examples)]
 
     # serving ------------------------------------------------------------------------------------------
@@ -285,6 +292,8 @@ def _ids(example: Example) -> Any:
         return example.prompt, example.answers
     if isinstance(example, TextExample | SourceTargetExample):
         return example.ids
+    if isinstance(example, SearchExample):
+        return example.sequences, example.type_ids
     return example.ids, example.type_ids
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from luthier.core.batch import Batch
+from luthier.core.embedding import Pooling, pooled
 from luthier.core.method import LuthierError
 
 CHUNK_BYTES = 256 * 2**20
@@ -268,6 +269,10 @@ class Scorer:
             out = self.run(batch)
         found = (out.logits if hasattr(out, "logits") else out[0])[0]
         return (found if ends else chunked(found)).unbind(-1)
+
+    def embeddings(self, batch: Batch, pooling: Pooling) -> Tensor:
+        """One vector (B, D) for each row of the grid, of a model without a head."""
+        return pooled(self.run(batch).last_hidden_state, batch.mask, pooling)
 
     def _mask_dtype(self) -> torch.dtype:
         """Additive masks must have the dtype that attention runs in."""

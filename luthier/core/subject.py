@@ -5,7 +5,7 @@
     token_logp          log-probability of each token of a text
     next_token_logp     log-probabilities of what follows a text, (n, V)
     class_probabilities probabilities of a task head, (n, C)
-    embeddings          mean final state over the tokens of a text, (n, D)
+    embeddings          final states of a text as one vector, (n, D)
 
 Every answer is deterministic, needs no gradient, and is the same (up to float rounding) whatever the batch size:
 items are sorted by length into batches of at most `tokens_per_batch`, and handed back in their own order. The head of
@@ -36,6 +36,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.core.batch import _grid
+from luthier.core.embedding import Pooling, pooled
 from luthier.core.method import Decoder, Generation, Limits, LuthierError, Refusal
 from luthier.core.mixture import Mixture, Wrap
 
@@ -119,6 +120,11 @@ def window_of(model: nn.Module) -> int | None:
     return None if size is None else size - virtual_tokens(model)
 
 
+def separates(tokenizer: Any) -> bool:
+    """Whether the tokenizer itself puts something between the two texts of a pair."""
+    return tokenizer.num_special_tokens_to_add(pair=True) > tokenizer.num_special_tokens_to_add(pair=False)
+
+
 @contextmanager
 def _head_at(head: nn.Module | None, flat: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """While active, `head` sees only the asked states: (B, T, D) becomes (1, N, D)."""
@@ -141,7 +147,7 @@ class Subject:
     """What can be asked.
 
     model             transformers model or PeftModel with the head that `task` needs
-    task              "causal_lm", "seq2seq_lm", "masked_lm" or "classification"
+    task              "causal_lm", "seq2seq_lm", "masked_lm", "classification" or "embedding"
     decoder           how tokens are chosen; None: transformers' own greedy `generate`
     tokens_per_batch  rows times columns of a padded batch
     max_length        window; None: the model's own
@@ -370,6 +376,10 @@ class Subject:
             raise Refusal(
                 "a classification model gives classes, not text: measure it by a scorer of classes or numbers"
             )
+        if self.task == "embedding":
+            raise Refusal(
+                "an embedding model gives vectors, not text: measure it by a scorer of retrieval or neighbours"
+            )
 
     def class_probabilities(self, texts: Sequence[str | tuple[str, str]]) -> np.ndarray:
         """Probabilities (n, C) of a task head; independent ones for several labels, numbers for a regression."""
@@ -385,17 +395,19 @@ class Subject:
                     out[i] = p.cpu().numpy()
         return np.stack(out)  # type: ignore[arg-type]
 
-    def embeddings(self, texts: Sequence[str | tuple[str, str]]) -> np.ndarray:
-        """Final states (n, D) averaged over the tokens of each text; of the encoder, where there are two halves."""
+    def embeddings(
+        self, texts: Sequence[str | tuple[str, str]], pooling: Pooling = "mean", max_length: int | None = None
+    ) -> np.ndarray:
+        """Final states of each text as one vector (n, D); of the encoder, where there are two halves."""
         pairs = [(t, None) if isinstance(t, str) else tuple(t) for t in texts]
-        rows = [self.tokenizer(a, b, truncation=self.window is not None, max_length=self.window) for a, b in pairs]
+        limit = min((n for n in (self.window, max_length) if n is not None), default=None)
+        rows = [self.tokenizer(a, b, truncation=limit is not None, max_length=limit) for a, b in pairs]
         out: list[np.ndarray | None] = [None] * len(rows)
         with at_rest(self.model):
             for group in _buckets([len(r["input_ids"]) for r in rows], self.tokens_per_batch):
                 inputs = self._class_inputs([rows[i] for i in group])
-                mask = inputs["attention_mask"][..., None].float()  # (B, T, 1)
-                mean = (self._states(inputs) * mask).sum(1) / mask.sum(1).clamp(min=1)  # (B, D)
-                for i, row in zip(group, mean.cpu().numpy(), strict=True):
+                found = pooled(self._states(inputs), inputs["attention_mask"], pooling)  # (B, D)
+                for i, row in zip(group, found.cpu().numpy(), strict=True):
                     out[i] = row
         return np.stack(out)  # type: ignore[arg-type]
 
@@ -404,6 +416,8 @@ class Subject:
         plain = plain_model(self.model)
         if self.task == "seq2seq_lm":
             out = plain.get_encoder()(**inputs).last_hidden_state
+        elif self.task == "embedding":
+            out = self.model(**inputs).last_hidden_state
         else:
             with _head_at(
                 plain.get_output_embeddings(), lambda grid: torch.zeros(1, dtype=torch.long, device=grid.device)

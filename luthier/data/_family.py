@@ -50,6 +50,10 @@ class RowType(DataSource):
     truncation_mode: Literal["keep_start", "keep_end"] = "keep_start"
     overlong: Literal["truncate", "reject"] = "truncate"
 
+    def completed(self, rows: Sequence[Row]) -> tuple[Sequence[Row], list[str]]:
+        """Rows with what only all of them together can add (negatives drawn from one another), and notes."""
+        return rows, []
+
     def settle(self, rows: Sequence[Row], names: Mapping[str, list[str]]) -> tuple[Self, list[str]]:
         """The same with what only all rows together can tell (label names), and notes for the report."""
         return self, []

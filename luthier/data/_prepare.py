@@ -11,7 +11,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,10 +115,12 @@ def prepare(
     if not table.rows:
         raise LuthierError(f"data: no row to use in {', '.join(table.sources)}{_first(table.rejected)}")
     method, why = _choose(type, table, options or {})
+    rows, added = method.completed(table.rows)  # type: ignore[attr-defined]
+    table = table if rows is table.rows else replace(table, rows=list(rows))
     method, notes = method.settle(table.rows, table.names)  # type: ignore[attr-defined]
     report = Report(
         table.sources, method.name, why, table.found, table.left_out, rejected=list(table.rejected),
-        converted=table.converted, notes=[*table.notes, *notes], rows_sha256=table.sha256, options=_plain(method),
+        converted=table.converted, notes=[*table.notes, *added, *notes], rows_sha256=table.sha256, options=_plain(method),
     )  # fmt: skip
     template_text = method.template_text(tokenizer) if isinstance(method, _templated()) else None
     report.template = _template_words(template_text, tokenizer)
@@ -209,7 +211,7 @@ def _build(cls: Any, name: str, options: Mapping[str, Any]) -> DataSource:
     except ValidationError as error:
         first = error.errors()[0]
         raise LuthierError(f"data: {first['loc'][0]}: {first['msg']}, not {first['input']!r}") from None
-    for key in ("max_length", "max_target_length"):
+    for key in ("max_length", "max_target_length", "query_length"):
         value = getattr(built, key, None)
         if value is not None and value < 1:
             raise LuthierError(f"data: {key} must be at least 1, or null for no limit; it is {value}")

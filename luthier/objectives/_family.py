@@ -1,19 +1,21 @@
-"""The three shapes of objectives, so that a method file holds its loss and nothing else.
+"""The four shapes of objectives, so that a method file holds its loss and nothing else.
 
 TokenObjective  loss of per-token log-probabilities                    (supervised fine-tuning and relatives)
 PairObjective   loss of summed log-probabilities of chosen and rejected (preference tuning)
 HeadObjective   loss of a task head's outputs                          (classification, regression)
+SearchObjective loss of scores of documents for queries                (retrieval, re-ranking)
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from luthier.core.batch import Batch
+from luthier.core.batch import Batch, Example, SearchExample
 from luthier.core.logprobs import Scorer
 from luthier.core.method import Loss, LuthierError, Objective
 
@@ -152,3 +154,46 @@ class HeadObjective(Objective):
 
     def figures(self, outputs: Tensor, label: Tensor) -> dict[str, tuple[Tensor, float]]:
         return {}
+
+
+@dataclass(frozen=True)
+class SearchObjective(Objective):
+    """Weight: the number of queries. A method gives the scores; the loss is that of finding the right document.
+
+    loss(q) = - log softmax of the scores of the documents that q chooses from, at the right one
+    """
+
+    rows = ("retrieval",)
+
+    def scores(self, scorer: Scorer, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Scores (Q, D) of D documents for Q queries, at least float32, and which of them each query chooses from."""
+        raise NotImplementedError
+
+    def for_examples(self, examples: Sequence[Example]) -> Self:
+        """Raises LuthierError where a row has nothing that its right document could be taken for."""
+        for e in examples:
+            if self.group == 1 and isinstance(e, SearchExample) and len(e.documents) < 2:
+                raise LuthierError(
+                    f"objective '{self.name}': row {e.row} has no negative to tell the right document from: give a column "
+                    "negatives, or say data.hard_negatives: 1"
+                )
+        return self
+
+    def weight(self, batch: Batch) -> float:
+        return float(len(batch.rows))
+
+    def compute(self, scorer: Scorer, batch: Batch) -> Loss:
+        assert batch.asked_by is not None
+        scores, allowed = self.scores(scorer, batch)
+        scores = scores.masked_fill(~allowed, -torch.inf)
+        right = first_documents(batch)  # (Q,)
+        losses = scores.logsumexp(1) - scores.gather(1, right[:, None])[:, 0]
+        best = scores.detach().argmax(1) == right
+        return Loss(losses.sum(), self.weight(batch), {"accuracy": (best.to(losses).sum(), self.weight(batch))})
+
+
+def first_documents(batch: Batch) -> Tensor:
+    """(Q,) index of each query's right document: the first of its own."""
+    assert batch.asked_by is not None
+    counts = batch.asked_by.bincount(minlength=len(batch.rows))
+    return counts.cumsum(0) - counts

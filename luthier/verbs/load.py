@@ -22,6 +22,7 @@ AUTO = {
     "seq2seq_lm": "AutoModelForSeq2SeqLM",
     "masked_lm": "AutoModelForMaskedLM",
     "classification": "AutoModelForSequenceClassification",
+    "embedding": "AutoModel",
 }
 
 
@@ -31,7 +32,7 @@ class Loaded:
 
     model      transformers model, or PeftModel where `name` is an adapter folder or a run that made one
     tokenizer  its tokenizer
-    task       head: "causal_lm", "seq2seq_lm", "masked_lm" or "classification"
+    task       head: "causal_lm", "seq2seq_lm", "masked_lm", "classification", or "embedding" for none
     name       what it was loaded by;  path  folder or hub id that transformers read
     new        names of tensors that its files do not hold (a new task head)
     delta      the delta that is on it, where `name` is a delta folder or a run that made one
@@ -143,7 +144,7 @@ def _plain(
         task = _task_of(config) if task == "auto" else task
         if getattr(config, "is_encoder_decoder", False) and task == "causal_lm":
             task = "seq2seq_lm"
-        extra: dict[str, Any] = {}
+        extra: dict[str, Any] = _bare(config) if task == "embedding" else {}
         if task == "classification":
             extra["num_labels"] = num_labels or settings.num_labels or getattr(config, "num_labels", 2)
             if problem_type:
@@ -188,6 +189,24 @@ def _where(name: str, path: Path) -> str:
     return name
 
 
+def _bare(config: Any) -> dict[str, Any]:
+    """How a model without a head is read: a pooler is a head that final states do not pass through."""
+    import inspect
+
+    if getattr(config, "is_encoder_decoder", False):
+        raise LuthierError("task embedding takes an encoder or a decoder, not an encoder-decoder: name another model")
+    takes = inspect.signature(_bare_class(config).__init__).parameters
+    return {"add_pooling_layer": False} if "add_pooling_layer" in takes else {}
+
+
+def _bare_class(config: Any) -> Any:
+    """The class of a model of this configuration without a head."""
+    from transformers import MODEL_MAPPING
+
+    found = MODEL_MAPPING[type(config)]
+    return found[0] if isinstance(found, tuple) else found
+
+
 def _task_of(config: Any) -> str:
     names = " ".join(config.architectures or [])
     for ending, task in (
@@ -197,7 +216,9 @@ def _task_of(config: Any) -> str:
     ):
         if ending in names:
             return task
-    return "seq2seq_lm" if getattr(config, "is_encoder_decoder", False) else "causal_lm"
+    if getattr(config, "is_encoder_decoder", False):
+        return "seq2seq_lm"
+    return "embedding" if names.endswith("Model") and names == _bare_class(config).__name__ else "causal_lm"
 
 
 def _with_adapter(
@@ -217,6 +238,8 @@ def _with_adapter(
         raise LuthierError(f"{adapter}: no adapter_config.json: this is not an adapter folder")
     if task == "auto" and told.get("task_type") == "SEQ_CLS":
         task = "classification"
+    if task == "auto" and told.get("task_type") == "FEATURE_EXTRACTION":
+        task = "embedding"
     if task == "classification" and num_labels is None:
         num_labels, label_names, problem_type = _head_labels(adapter)
     base = load(settings.model_copy(update={"adapter": None}), task, num_labels, label_names, problem_type)
@@ -251,10 +274,13 @@ def _with_delta(settings: ModelSettings, folder: Path, task: str) -> Loaded:
 
 
 def _head_labels(adapter: Path) -> tuple[int | None, list[str] | None, str | None]:
-    """Class names, and what kind of labels they are, that a run wrote beside its adapter."""
+    """Outputs of a head, class names, and what kind of labels they are, that a run wrote beside its adapter."""
     file = adapter / "labels.json"
     told = json.loads(file.read_text()) if file.exists() else None
-    return (len(told["names"]), told["names"], told["problem_type"]) if told else (None, None, None)
+    if told is None:
+        return None, None, None
+    names = told["names"]
+    return told.get("outputs") or len(names), names, told["problem_type"]
 
 
 def _first_line(error: Exception) -> str:

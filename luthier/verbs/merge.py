@@ -116,7 +116,8 @@ def _say(loaded: Loaded, probes: list[torch.Tensor]) -> list[tuple[torch.Tensor,
     out = []
     for ids in probes:
         extra = {"decoder_input_ids": ids} if loaded.task == "seq2seq_lm" else {}
-        logits = loaded.model(input_ids=ids, **extra).logits
+        said = loaded.model(input_ids=ids, **extra)
+        logits = said.last_hidden_state if loaded.task == "embedding" else said.logits
         text = None
         if loaded.task in ("causal_lm", "seq2seq_lm"):
             mask = torch.ones_like(ids)

@@ -149,7 +149,7 @@ def prepare(recipe: Recipe, say: Callable[[str], None] = lambda text: None) -> P
         rows = _rows(recipe, _tokenizer(recipe), None)
         _check_rows(rows, objective)
         names = rows.report.label_names
-        loaded = load(recipe.model, task, _labels(rows), names, rows.source.problem_type)
+        loaded = load(recipe.model, task, _labels(rows), names, getattr(rows.source, "problem_type", None))
     else:
         loaded = load(recipe.model, task)
         if loaded.task not in (task, "seq2seq_lm"):
@@ -196,7 +196,7 @@ def _rows(recipe: Recipe, tokenizer: Any, loaded: Loaded | None, source: Any = N
     from luthier import data
 
     told = recipe.data
-    options = dict(told.options)
+    options = _row_options(recipe, dict(told.options))
     if "max_length" not in options and like is None:
         window = loaded.subject().window if loaded else getattr(tokenizer, "model_max_length", None)
         if window and window < 10**9:
@@ -214,8 +214,17 @@ def _rows(recipe: Recipe, tokenizer: Any, loaded: Loaded | None, source: Any = N
     )
 
 
+def _row_options(recipe: Recipe, options: dict[str, Any]) -> dict[str, Any]:
+    """Options of the data type with those that the objective cannot do without."""
+    objective = recipe.method("objectives", "objective")
+    for key, value in objective.row_options.items():
+        if options.setdefault(key, value) != value:
+            raise config.ConfigError(f"recipe: objective '{objective.name}' needs data.{key}: {value}: remove the key")
+    return options
+
+
 def _labels(rows: Any) -> int:
-    first = rows.examples[0].label
+    first = getattr(rows.examples[0], "label", None)  # rows without a label need one score each
     if isinstance(first, list):
         return len(first)
     return len(rows.report.label_names) if rows.report.label_names else 1
@@ -482,8 +491,9 @@ def save_model(folder: Path, tuned: Loaded, ready: Prepared) -> dict[str, Any]:
             else:
                 tuned.model.save_pretrained(part)
         tuned.tokenizer.save_pretrained(part)
-        if names:
-            told = {"names": names, "problem_type": ready.train.source.problem_type}
+        if tuned.task == "classification":
+            problem, outputs = getattr(ready.train.source, "problem_type", None), tuned.model.config.num_labels
+            told = {"names": names, "problem_type": problem, "outputs": outputs}
             (part / "labels.json").write_text(json.dumps(told))
         if kind == "adapter":
             _name_base(part / "adapter_config.json", ready)

@@ -37,6 +37,7 @@ FIELDS = {
     "pair": {"prompt", "chosen", "rejected"},
     "text": {"text"},
     "messages": {"messages"},
+    "search": {"query", "positive", "relevant"},
 }
 
 
