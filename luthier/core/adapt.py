@@ -866,15 +866,36 @@ def merged(tuner: Tuner, model: Any) -> nn.Module:
     return model.merge_and_unload()
 
 
-@torch.no_grad()  # as in serving: products may be summed in another order where gradients are recorded
 def folded(tuner: Tuner, model: Any, name: str = "default") -> nn.Module:
     """Adapter `name` reduced, in place, to the vectors that serving needs. Saved and loaded as before. Raises Refusal."""
     demand(tuner, "fold")
-    for layer in model.modules():
-        if isinstance(layer, BridgedLayer) and name in layer.parts:
-            layer.fold(name)
+    _fold(model, name)
     model.peft_config[name].folded = True
     return model
+
+
+@torch.no_grad()  # as in serving: products may be summed in another order where gradients are recorded
+def _fold(model: nn.Module, name: str) -> None:
+    for layer in _layers(model, name):
+        layer.fold(name)
+
+
+def _layers(model: nn.Module, name: str) -> list[BridgedLayer]:
+    """The layers that hold a part of adapter `name`."""
+    return [m for m in model.modules() if isinstance(m, BridgedLayer) and name in m.parts]
+
+
+@contextmanager
+def as_served(tuner: Tuner, model: nn.Module, name: str = "default") -> Iterator[nn.Module]:
+    """Adapter `name` as it is served, folded where it can be, while the context lasts; what was trained comes back."""
+    kept = [(layer, layer.parts[name]) for layer in _layers(model, name)] if "fold" in tuner.capabilities else []
+    try:
+        if kept:
+            _fold(model, name)
+        yield model
+    finally:
+        for layer, part in kept:
+            layer.parts[name] = part
 
 
 @contextmanager

@@ -135,11 +135,24 @@ class EvaluateSettings(_Section):
     samples: int = Field(20, description="rows kept side by side in the report, per task")
 
 
+class PilotSettings(_Section):
+    """A run per learning rate before a comparison, judged on training rows that are held out; the best one is taken."""
+
+    rates: list[float] = Field(
+        default_factory=list, description="none: no pilot; a method that names its rate keeps it"
+    )
+    val_size: float | int = Field(0.2, description="of the training rows, where the recipe holds none out")
+    max_steps: int | None = Field(None, description="default: as long as the comparison's runs")
+
+
 class CompareSettings(_Section):
     """Methods side by side. Each may change the recipe by dotted keys: {lora: {tuner.r: 4}}."""
 
     methods: dict[str, dict[str, Any]] = Field(default_factory=dict)
     seeds: int = 1
+    pilot: PilotSettings = Field(default_factory=PilotSettings)
+    fresh: bool = Field(False, description="every run in a process of its own, so that its peak memory is its own")
+    passes: bool = Field(False, description="time forward, backward and serving passes after each run")
 
 
 class StabilitySettings(_Section):

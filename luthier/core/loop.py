@@ -311,6 +311,7 @@ class Loop:
         self.seconds = self.train_flops = self.choice_flops = 0.0
         self.step_seconds: list[float] = []
         self.optimizer: torch.optim.Optimizer
+        self.fitted: Fitted  # when callbacks are told `end`
 
     # set-up -------------------------------------------------------------------------------------------
 
@@ -507,10 +508,19 @@ class Loop:
         return {
             "trainable_parameters": self.selection.count(self.plain) if self.selection else told.trained,
             "head_parameters": told.head,
+            "base_parameters": self.scalars.base,
             "total_parameters": told.total,
             "served_parameters": self.scalars.served,
             **cost.as_dict(),
         }
+
+    def mean_loss(self, scorer: Scorer | None = None) -> Tensor:
+        """Loss of the first micro-batch of the first step, by this model or by another one that `scorer` asks."""
+        scorer = scorer or self.bare
+        batch = self._batch(self._chunks(0)[0], 0).to(scorer.device)
+        with self.accelerator.autocast():
+            loss = self.objective.compute(scorer, batch)
+        return loss.sum / loss.weight
 
     def _charge(self) -> None:
         """Operations since the last charge, at what a padded token costs with what moves now."""
@@ -641,9 +651,9 @@ class Loop:
                 self._after_step(window)
                 if asked():
                     self._leave()
-        fitted = self._finish()
+        self.fitted = self._finish()
         self._tell("end")
-        return fitted
+        return self.fitted
 
     def _epoch_begins(self) -> None:
         epoch, at = divmod(self.step_index, self.plan.steps_per_epoch)

@@ -1,6 +1,7 @@
 """What a run costs: scalars, bytes, operations and time, read from real steps. Every report uses these numbers.
 
 trained, head     scalars that move; those of them in a new task head (reported apart)
+base              scalars of the model before a tuner added any: what shares are shares of
 total, served     scalars of the model in training; of the model as it is served (an adapter that merges adds none)
 saved_tensor_bytes        what the graph keeps for backward, storages once, parameters not counted
 optimizer_bytes           state of the optimiser
@@ -10,6 +11,7 @@ forward_flops, backward_flops   of the operators really run (core/flops.py): no 
 peak_memory_bytes         CUDA: the allocator's peak; CPU: parameters, gradients, optimiser state and the graph of a
                           micro-batch (the resident peak of a process that ran other things before says nothing)
 step_seconds              median of the steps, without the first five where there are enough
+in_turns                  the same of single passes, side by side
 
 Tied tensors, and tensors under several names, count once everywhere.
 """
@@ -17,8 +19,10 @@ Tied tensors, and tensors under several names, count once everywhere.
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +40,7 @@ class Scalars:
 
     trained: int
     head: int
+    base: int
     total: int
     served: int
 
@@ -47,16 +52,10 @@ def scalars(model: nn.Module, tuner: Tuner | None = None) -> Scalars:
     head = sum(p.numel() for n, p in named if p.requires_grad and in_task_head(n))
     total = sum(p.numel() for _, p in named)
     gone = sum(p.numel() for n, p in named if "original_module" in n.split("."))  # peft keeps a saved module's old self
-    if tuner is not None and tuner.artefact == "adapter" and "merge" in tuner.capabilities:
+    added = tuner is not None and tuner.artefact == "adapter"  # all that moves, copies of heads and norms included
+    if tuner is not None and added and "merge" in tuner.capabilities:
         gone += trained - head
-    return Scalars(trained, head, total, total - gone)
-
-
-def trainable_line(model: nn.Module) -> str:
-    """The wording users know."""
-    told = scalars(model)
-    share = 100 * told.trained / told.total
-    return f"trainable params: {told.trained:,} || all params: {told.total:,} || trainable%: {share:.4f}"
+    return Scalars(trained, head, total - trained if added else total, total, total - gone)
 
 
 @dataclass
@@ -119,6 +118,24 @@ def peak_memory_bytes(model: nn.Module, optimizer: torch.optim.Optimizer, saved_
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return memory_bytes(model, optimizer, saved_tensor_bytes)
+
+
+def in_turns(*passes: Callable[[], Any]) -> list[float]:
+    """Median seconds of each of `passes`, which run in turns after a few warm-up rounds; a busy machine falls on all."""
+    took: list[list[float]] = [[] for _ in passes]
+    for _ in range(WARM_UP + ENOUGH):
+        for run, mine in zip(passes, took, strict=True):
+            begun = _clock()
+            run()
+            mine.append(_clock() - begun)
+    return [step_seconds(mine) for mine in took]
+
+
+def _clock() -> float:
+    """The wall, once the device has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def step_seconds(seconds: Sequence[float]) -> float:

@@ -345,8 +345,10 @@ class Recipe(Method):
         return {}
 
     def run(self, folder: str, *, recipe: Any, say: Callable[[str], None], **given: Any) -> Any:
-        """The whole procedure for the recipe that names it, into `folder`; a `RunResult`, as a single run returns.
+        """The whole procedure for the recipe that names it, into `folder`; what it returns has `folder` and `report`.
 
+        A procedure that ends in one tuned model returns a `RunResult`, as a single run does; one that compares returns
+        the `Comparison` of `luthier.compare`, and its folder holds compare.json in place of run.json.
         `given` is what `luthier.run` was called with (resume, callbacks, quiet, bases), to be handed on to the runs
         inside. A run inside must be given a recipe whose `procedure` is None.
         """

@@ -102,6 +102,20 @@ COSTS: tuple[tuple[str, str, str, str, Callable[[Any], str]], ...] = (
     ("train_seconds", "Time", "training", "training time", words.duration),
     ("train_flops", "Compute", "training", "training compute", words.flops),
 )
+DETAILS: tuple[tuple[str, str, str, str, Callable[[Any], str]], ...] = (
+    ("trainable_parameters", "Trained", "head included", "trained parameters", words.count),
+    ("head_parameters", "Of them", "in a new head", "parameters of the head", words.count),
+    ("stored_bytes", "Stored", "on disk", "stored bytes", words.size),
+    ("saved_tensor_bytes", "Graph", "kept for backward", "bytes kept for backward", words.size),
+    ("optimizer_bytes", "Optimiser", "state", "bytes of the optimiser", words.size),
+    ("forward_flops", "Forward", "compute", "forward compute", words.flops),
+    ("backward_flops", "Backward", "compute", "backward compute", words.flops),
+    ("forward_seconds", "Forward", "time", "forward time", words.duration),
+    ("backward_seconds", "Backward", "time", "backward time", words.duration),
+    ("serving_overhead", "Serving", "longer than the base", "serving overhead", lambda v: f"{v:+.0%}"),
+    ("merges", "Merges", "into the base", "whether it merges", lambda v: "yes" if v else "no"),
+)
+"""Costs of a micro-batch, and of what is kept; those of no cell are left out."""
 _AXIS = {"peak_memory_bytes": (2**20, "MiB"), "train_seconds": (1, "seconds")}
 
 
@@ -235,6 +249,55 @@ def _columns(cells: Sequence[Cell], target: Kept, quality: Mapping[str, Spread],
     return out
 
 
+def _details(methods: Sequence[str], cells: Sequence[Cell]) -> dict[str, Any]:
+    """The prices in full, a row a method; nothing where a comparison tells no more than the table of all methods."""
+    found = [
+        Column(key, title, about, name, False, show, _by_method(cells, partial(_priced, key=key)))
+        for key, title, about, name, show in DETAILS
+    ]
+    columns = [column for column in found if column.spreads]
+    rows_ = [
+        {"method": m, "cells": [_entry(column, m, {}) for column in columns]}
+        for m in methods
+        if any(m in column.spreads for column in columns)
+    ]
+    return {"columns": columns, "rows": rows_}
+
+
+def _pilots(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Held-out loss of every method at every rate that was tried; the chosen one is marked."""
+    told = {m: mapping(p) for m, p in mapping(found.get("pilots")).items() if mapping(mapping(p).get("held_out_loss"))}
+    rates = sorted({rate for one in told.values() for rate in one["held_out_loss"]}, key=_rate)
+    lines = []
+    for method, one in told.items():
+        chosen = real(one.get("rate"))
+        line = []
+        for rate in rates:
+            tried, loss = rate in one["held_out_loss"], real(one["held_out_loss"].get(rate))
+            text = words.number(loss) if loss is not None else "failed" if tried else ""
+            line.append({"text": text, "mark": "best" if loss is not None and _rate(rate) == chosen else ""})
+        lines.append({"method": method, "cells": line, "edge": str(one.get("edge") or "")})
+    return {"rates": rates, "rows": lines}
+
+
+def _rate(text: str) -> float:
+    """The number that a rate's name is; names that are none come last."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.inf
+
+
+def _front_of_three(found: Mapping[str, Any]) -> str:
+    """Who is on the front of everything that compare.json names, in a sentence."""
+    told = mapping(found.get("front"))
+    names, of = ([str(x) for x in told.get(k) or ()] for k in ("methods", "of"))
+    if not names or not of:
+        return ""
+    who = f"{words.listed(names)} {'is' if len(names) == 1 else 'are'} on the front"
+    return f"Of {words.listed(of)} together, {who}: no other method is as good in all and better in one, by the means."
+
+
 def _quality_column(one: Kept, found: Mapping[str, Spread], key: str) -> Column:
     """A column of a measured quality."""
     way = "" if one.higher else ", lower is better"
@@ -295,6 +358,7 @@ def _table(methods: Sequence[str], cells: Sequence[Cell], columns: Sequence[Colu
                 "seeds": f"{good}" if good == len(mine) else f"{good} of {len(mine)}",
                 "good": good,
                 "short": good < len(mine),
+                "gone": "refused" if any(cell.status == "refused" for cell in mine) else "failed",
                 "cells": [_entry(column, method, one) for column, one in zip(columns, marks, strict=True)],
             }
         )
@@ -514,10 +578,13 @@ def _grid_entry(folder: Path, cell: Cell | None, target: Kept, show: Callable[[A
 
 def _failures(cells: Sequence[Cell]) -> list[dict[str, str]]:
     """The cells that do not count, with what they said."""
+    same: dict[tuple[str, str, str], list[str]] = {}
+    for c in cells:
+        if not c.counts:
+            same.setdefault((c.method, c.status or "no results", c.error), []).append(c.seed)
     return [
-        {"method": c.method, "seed": c.seed, "status": c.status or "no results", "error": c.error}
-        for c in cells
-        if not c.counts
+        {"method": m, "seeds": ("seeds " if len(s) > 1 else "seed ") + words.listed(s), "status": status, "error": why}
+        for (m, status, why), s in same.items()
     ]
 
 
@@ -543,10 +610,15 @@ def _banners(found: Mapping[str, Any], problem: str, cells: Sequence[Cell], sing
     out = state_banners(manifest, "comparison")
     if problem:
         out.append(banner("bad", "No comparison.", f"{problem}."))
-    failed = sum(not cell.counts for cell in cells)
+    failed = sum(not cell.counts and cell.status != "refused" for cell in cells)
     if failed:
         left = "1 run has no usable result and is" if failed == 1 else f"{failed} runs have no usable result and are"
         out.append(banner("warn", "Incomplete.", f"{left} left out of the means."))
+    edges = [f"{m} ({p['rate']:g}, {p['edge']})" for m, p in mapping(found.get("pilots")).items()
+             if mapping(p).get("edge") and real(mapping(p).get("rate")) is not None]  # fmt: skip
+    if edges:
+        text = f"A wider grid may do better for {words.listed(edges, most=8)}."
+        out.append(banner("warn", "Best rate at the edge of the grid.", text))
     if single and cells:
         text = "The spread between seeds is unknown, so no difference is claimed. Run at least three seeds."
         out.append(banner("warn", "One seed.", text))
@@ -588,6 +660,9 @@ def _view(folder: Path, found: Mapping[str, Any], problem: str) -> dict[str, Any
         "single": single,
         "costs": plots,
         "kept": kept_plots,
+        "front_of_three": _front_of_three(found),
+        "details": _details(order, cells),
+        "pilots": _pilots(found),
         "curves": _curves(folder, order, cells),
         "grid": _grid(folder, order, cells, target),
         "measure": _measure_name(target),

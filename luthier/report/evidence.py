@@ -265,6 +265,15 @@ def pareto_front(points: Sequence[tuple[float, float]], *, low_x: bool = True, h
     return front
 
 
+def undominated(points: Sequence[Sequence[float]]) -> list[int]:
+    """Indices of the points, lower being better in each coordinate, that no other point equals in all and beats in one."""
+
+    def beats(a: Sequence[float], b: Sequence[float]) -> bool:
+        return tuple(a) != tuple(b) and all(x <= y for x, y in zip(a, b, strict=True))
+
+    return [i for i, mine in enumerate(points) if not any(beats(other, mine) for other in points)]
+
+
 @dataclass(frozen=True)
 class Standing:
     """Where a method stands against the front: clear, mean, near or beaten, and the method that decides it."""

@@ -228,9 +228,9 @@ def _card(label: str, value: Any, show: Any, unit: str, *details: str) -> dict[s
 
 def _cards(cost: Mapping[str, Any]) -> list[dict[str, str]]:
     """What the run cost."""
-    get, total = cost.get, cost.get("total_parameters")
+    get, base = cost.get, words.base_parameters(cost)
     trained, steps = get("trainable_parameters"), get("steps")
-    share = f"{words.percent(trained, total)} of {words.count(total)}"
+    share = f"{words.percent(trained, base)} of {words.count(base)}"
     return [
         _card("Trained parameters", trained, words.count, "parameters", share),
         _card(

@@ -276,12 +276,17 @@ def side_effect(change: Change) -> str:
     return f"{first_up(name)} {verb} {_from_to(change)}{_support(change)}."
 
 
+def base_parameters(cost: Any) -> Any:
+    """What shares of parameters are shares of. Older runs tell only the number with what was added."""
+    return cost.get("base_parameters", cost.get("total_parameters"))
+
+
 def cost_sentence(cost: Any) -> str:
     """The price in one line; parts that were not measured are left out."""
-    trained, total = real(cost.get("trainable_parameters")), real(cost.get("total_parameters"))
+    trained, base = real(cost.get("trainable_parameters")), real(base_parameters(cost))
     parts = []
     if trained is not None:
-        share = f" ({percent(trained, total)} of {count(total)})" if total else ""
+        share = f" ({percent(trained, base)} of {count(base)})" if base else ""
         parts.append(f"trained {count(trained)} parameters{share}")
     if real(cost.get("train_seconds")) is not None:
         parts.append(f"took {duration(cost['train_seconds'])}")

@@ -103,6 +103,20 @@ def test_scalars_of_full_adapters_ties_and_heads() -> None:
         assert told.served == base + (told.trained if extra is None else extra)
 
 
+@pytest.mark.parametrize("world", [0, 3], ids=["decoder", "classifier"])
+def test_shares_are_shares_of_the_base(world: int) -> None:
+    """Whatever a tuner adds, with its copies of heads and norms, is not in the denominator."""
+    base = sum(p.numel() for p in WORLDS[world].base().parameters())
+    looked = 0
+    for entry in catalog.entries("tuners"):
+        tuner = catalog.load("tuners", entry.name).example()
+        if WORLDS[world].kind in tuner.kinds and tuner.artefact == "adapter":
+            model = battery.wrapped(tuner, WORLDS[world])
+            assert meter.scalars(model, tuner).base == base, entry.name
+            looked += 1
+    assert looked > 10
+
+
 def test_a_run_reports_what_it_measured() -> None:
     tuner = catalog.load("tuners", "full")()
     run = battery.loop(tuner, WORLDS[3], battery.wrapped(tuner, WORLDS[3]), 4)
