@@ -96,6 +96,8 @@ class Batch:
     scores     (A,) float     score or rank of each answer, where the data has one
     reference  (A,) float     log-probability of each answer under the reference model, where asked for
     weights    (N,) float     weight of each scored token; None: all one
+    group      (A,) long      example of the batch that each answer belongs to, for groups
+    shared     (k,) float     means over the whole step of what the objective asks (`Objective.statistic`); None: not asked
     """
 
     ids: Tensor
@@ -113,6 +115,8 @@ class Batch:
     scores: Tensor | None = None
     reference: Tensor | None = None
     weights: Tensor | None = None
+    group: Tensor | None = None
+    shared: Tensor | None = None
     extras: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -231,6 +235,7 @@ def collate_packed(rows: Sequence[Sequence[TextExample]], pad: int, side: str = 
 def collate_groups(examples: Sequence[GroupExample], pad: int, side: str = "right", share_prompt: bool = True) -> Batch:
     """Answers in the order of the groups. With `share_prompt` each prompt is computed once: a tree per row."""
     flat_rows = torch.tensor([e.row for e in examples for _ in e.answers])
+    group = torch.tensor([g for g, e in enumerate(examples) for _ in e.answers])
     scores = None
     if all(e.scores is not None for e in examples):
         scores = torch.tensor([s for e in examples for s in e.scores], dtype=torch.float32)  # type: ignore[union-attr]
@@ -240,7 +245,9 @@ def collate_groups(examples: Sequence[GroupExample], pad: int, side: str = "righ
             for e in examples
             for a in e.answers
         ]
-        return replace(collate_text(texts, pad, side), rows=flat_rows, scores=scores, extras=_extras(examples))
+        return replace(
+            collate_text(texts, pad, side), rows=flat_rows, scores=scores, group=group, extras=_extras(examples)
+        )
     if side != "right":
         raise ValueError("rows with a shared prompt are padded on the right")
     ids, mask = _grid([e.prompt + [t for a in e.answers for t in a] for e in examples], pad)
@@ -264,7 +271,19 @@ def collate_groups(examples: Sequence[GroupExample], pad: int, side: str = "righ
     same = (branch[:, :, None] == branch[:, None, :]) | ((branch[:, None, :] == -1) & (branch[:, :, None] >= 0))
     sees = same & torch.ones(T, T, dtype=torch.bool).tril()
     scored, target, owner = _scored(spans, ids)
-    return Batch(ids, mask, flat_rows, positions, sees, scored, target, owner, scores=scores, extras=_extras(examples))
+    return Batch(
+        ids,
+        mask,
+        flat_rows,
+        positions,
+        sees,
+        scored,
+        target,
+        owner,
+        scores=scores,
+        group=group,
+        extras=_extras(examples),
+    )
 
 
 def collate_labelled(examples: Sequence[LabelledExample], pad: int, side: str = "right") -> Batch:

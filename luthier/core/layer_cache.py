@@ -252,6 +252,8 @@ def layer_cache(
     try:
         if type(objective).view is not Objective.view:
             raise CannotCache(f"objective '{objective.name}' changes its inputs from visit to visit")
+        if objective.reference == "model":
+            raise CannotCache(f"objective '{objective.name}' runs the untuned model as well")
         if checkpointing:
             raise CannotCache("gradient_checkpointing makes every layer take part: switch it off")
         if sharded:
