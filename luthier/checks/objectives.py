@@ -39,6 +39,7 @@ from luthier.core.config import TrainSettings
 from luthier.core.logprobs import Scorer
 from luthier.core.loop import Loop
 from luthier.core.method import Loss, Objective, PartialTuner
+from luthier.core.references import References
 from luthier.core.trainable import Selection
 
 
@@ -111,17 +112,47 @@ class World:
     @cached_property
     def references(self) -> list[Tensor]:
         """Log-probability of each answer of each example under the reference model."""
+        return self.stated(Plain(self.model(reference=True)), self.examples)
+
+    @staticmethod
+    @torch.no_grad()
+    def stated(plain: Plain, examples: Sequence[Any]) -> list[Tensor]:
+        """Log-probability of each answer of each example."""
+        return [torch.stack([plain.answer_logp(e.prompt, a) for a in e.answers]) for e in examples]
+
+    def untuned(self, objective: Objective, model: nn.Module | None = None) -> References | None:
+        """What a loop is given of the reference model; `model` where that is to be the tuned one's own base."""
+        if objective.reference == "model":
+            return References(model=model)
+        if not objective.reference:
+            return None
+        companions = objective.companions(self.examples)
         plain = Plain(self.model(reference=True))
-        with torch.no_grad():
-            return [torch.stack([plain.answer_logp(e.prompt, a) for a in e.answers]) for e in self.examples]
+        return References(self.references, None if companions is None else self.stated(plain, companions))
 
     def batch(self, objective: Objective, rows: Sequence[int] | None = None, layout: str = "right") -> Batch:
         """Examples by index in one of the layouts "right", "left", "packed", "tree"; as the objective shows them."""
         rows = list(range(len(self.examples))) if rows is None else list(rows)
         batch = self._collate([self.examples[i] for i in rows], layout)
-        if objective.reference:
-            batch.reference = torch.cat([self.references[i] for i in rows])
-        return objective.view(batch, 0, 10, np.random.default_rng([0, 0, 0]))
+        companions = objective.companions(self.examples)
+        if companions is not None:  # the step is always all of the world, whatever rows of it are looked at
+            batch.extras["companions"] = self._collate(list(companions), layout)
+        batch = objective.view(batch, 0, 10, np.random.default_rng([0, 0, 0]))
+        logp = torch.cat([self.references[i] for i in rows]) if objective.reference == "answers" else None
+        return self.refer(objective, batch, self.model(reference=True), logp)
+
+    def refer(self, objective: Objective, batch: Batch, reference: Any, logp: Tensor | None = None) -> Batch:
+        """The batch with what `objective` needs of a reference model; `logp` where that is known."""
+        if objective.reference == "model":
+            batch.extras["untuned"] = reference
+        elif objective.reference:
+            at = {e.row: e for e in self.examples}
+            plain, rows = Plain(reference), list(dict.fromkeys(batch.rows.tolist()))
+            batch.reference = torch.cat(self.stated(plain, [at[r] for r in rows])) if logp is None else logp
+            companions = objective.companions(self.examples)
+            if companions is not None:
+                batch.extras["companions"].reference = torch.cat(self.stated(plain, companions))
+        return batch
 
     def _collate(self, examples: list[Any], layout: str) -> Batch:
         side = "left" if layout == "left" else "right"
@@ -190,7 +221,15 @@ causal = when(lambda method: method.task == "causal_lm")
 
 
 def computed(objective: Objective, model: nn.Module, batch: Batch, chunk: int | None = None) -> Loss:
-    return objective.compute(Scorer(model, chunk=chunk), batch)
+    beside = batch.extras.get("untuned")
+    if beside is not None and next(beside.parameters()).dtype != (dtype := next(model.parameters()).dtype):
+        beside = copy.deepcopy(beside).to(dtype)
+    scorer = Scorer(model, chunk=chunk, beside=beside)
+    if (companions := batch.extras.get("companions")) is not None:
+        with torch.no_grad():
+            value, weight = objective.statistic(scorer, companions)
+        batch = replace(batch, shared=value / weight)
+    return objective.compute(scorer, batch)
 
 
 def gradients(loss: Tensor, model: nn.Module) -> dict[str, Tensor]:
@@ -221,18 +260,19 @@ def agree(a: Loss, b: Loss, what: str) -> None:
 # ------------------------------------------------------------------------------------- the equation itself
 
 
+EXACT = {"llama": "gpt2"}
+"""Where norms are computed in float32 whatever the model's precision: a model of the same kind in which they are not."""
+
+
 def check_equation(method: Objective, world: World) -> None:
     """Sum, weight and gradients are those of a float64 loop from the equation."""
+    world = replace(world, architecture=EXACT.get(world.architecture, world.architecture))
     oracle = oracle_module("objectives", method.name)
     require(
         oracle is not None and hasattr(oracle, "equation"), f"no oracles/objectives_{method.name}.py with `equation`"
     )
-    model, reference = world.model().double(), Plain(world.model(reference=True).double())
-    batch = world.batch(method)
-    if batch.reference is not None:
-        with torch.no_grad():
-            said = [reference.answer_logp(e.prompt, a) for e in world.examples for a in e.answers]
-        batch.reference = torch.stack(said)
+    model, other = world.model().double(), world.model(reference=True).double()
+    reference, batch = Plain(other), world.refer(method, world.batch(method), other)
     loss = computed(method, model, batch)
     total, weight = oracle.equation(method, world.examples, Plain(model), reference, batch)  # type: ignore[union-attr]
     require(loss.sum.dtype == torch.float64, f"the loss of a float64 model is {loss.sum.dtype}")
@@ -253,10 +293,7 @@ def check_start(method: Objective, world: World) -> None:
             parameter.zero_()
         if hasattr(model, "cls"):
             model.cls.predictions.bias.zero_()  # type: ignore[union-attr]
-    batch = world.batch(method)
-    if batch.reference is not None:
-        with torch.no_grad():
-            batch.reference = Scorer(model).answer_logp(batch)
+    batch = world.refer(method, world.batch(method), model)
     loss = computed(method, model, batch)
     outputs = model.config.num_labels if method.task == "classification" else model.config.vocab_size
     stated = oracle.start(world.examples, outputs)  # type: ignore[union-attr]
@@ -302,7 +339,7 @@ def check_accumulation(method: Objective, world: World) -> None:
             max_steps=2, per_device_train_batch_size=size, gradient_accumulation_steps=pieces, optim="sgd",
             learning_rate=0.05, warmup_ratio=0.0, lr_scheduler_type="constant", logging_steps=1, max_grad_norm=0.0,
         )  # fmt: skip
-        references = world.references if method.reference else None
+        references = world.untuned(method, world.model(reference=True))
         fitted = Loop(model, _Everything(), method, world.examples, settings, PAD, references=references).fit()
         found.append((torch.tensor([r["loss"] for r in fitted.log if "loss" in r]), model.state_dict()))
     (losses, weights), (whole_losses, whole_weights) = found

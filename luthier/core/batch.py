@@ -126,6 +126,8 @@ class Batch:
     asked_by   (D,) long      query that each of D documents belongs to; the first of a query's own is the right one. The
                               grid holds the queries (where they are sequences of their own), then the documents
     keys       (D,) long      identity of each document;  query_keys (A,) of each query
+    group      (A,) long      example of the batch that each answer belongs to, for groups
+    shared     (k,) float     means over the whole step of what the objective asks (`Objective.statistic`); None: not asked
     """
 
     ids: Tensor
@@ -146,6 +148,8 @@ class Batch:
     asked_by: Tensor | None = None
     keys: Tensor | None = None
     query_keys: Tensor | None = None
+    group: Tensor | None = None
+    shared: Tensor | None = None
     extras: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -278,6 +282,7 @@ def collate_packed(rows: Sequence[Sequence[TextExample]], pad: int, side: str = 
 def collate_groups(examples: Sequence[GroupExample], pad: int, side: str = "right", share_prompt: bool = True) -> Batch:
     """Answers in the order of the groups. With `share_prompt` each prompt is computed once: a tree per row."""
     flat_rows = torch.tensor([e.row for e in examples for _ in e.answers])
+    group = torch.tensor([g for g, e in enumerate(examples) for _ in e.answers])
     scores = None
     if all(e.scores is not None for e in examples):
         scores = torch.tensor([s for e in examples for s in e.scores], dtype=torch.float32)  # type: ignore[union-attr]
@@ -287,7 +292,9 @@ def collate_groups(examples: Sequence[GroupExample], pad: int, side: str = "righ
             for e in examples
             for a in e.answers
         ]
-        return replace(collate_text(texts, pad, side), rows=flat_rows, scores=scores, extras=_extras(examples))
+        return replace(
+            collate_text(texts, pad, side), rows=flat_rows, scores=scores, group=group, extras=_extras(examples)
+        )
     if side != "right":
         raise ValueError("rows with a shared prompt are padded on the right")
     ids, mask = _grid([e.prompt + [t for a in e.answers for t in a] for e in examples], pad)
@@ -311,7 +318,19 @@ def collate_groups(examples: Sequence[GroupExample], pad: int, side: str = "righ
     same = (branch[:, :, None] == branch[:, None, :]) | ((branch[:, None, :] == -1) & (branch[:, :, None] >= 0))
     sees = same & torch.ones(T, T, dtype=torch.bool).tril()
     scored, target, owner = _scored(spans, ids)
-    return Batch(ids, mask, flat_rows, positions, sees, scored, target, owner, scores=scores, extras=_extras(examples))
+    return Batch(
+        ids,
+        mask,
+        flat_rows,
+        positions,
+        sees,
+        scored,
+        target,
+        owner,
+        scores=scores,
+        group=group,
+        extras=_extras(examples),
+    )
 
 
 def collate_labelled(examples: Sequence[LabelledExample], pad: int, side: str = "right") -> Batch:

@@ -262,6 +262,8 @@ def layer_cache(
             raise CannotCache(f"objective '{objective.name}' changes its inputs from visit to visit")
         if noise:
             raise CannotCache("neftune_noise_alpha changes the embeddings from visit to visit")
+        if objective.reference == "model":
+            raise CannotCache(f"objective '{objective.name}' runs the untuned model as well")
         if checkpointing:
             raise CannotCache("gradient_checkpointing makes every layer take part: switch it off")
         if sharded:

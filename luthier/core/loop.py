@@ -54,8 +54,10 @@ from luthier.core.layer_cache import LayerCache, layer_cache
 from luthier.core.logprobs import Scorer
 from luthier.core.method import Loss, LuthierError, Objective, PartialTuner, Tuner
 from luthier.core.probe import Probe
+from luthier.core.references import References
 from luthier.core.runs import RunFolder
 from luthier.core.sources import cache_folder
+from luthier.core.subject import at_rest
 from luthier.core.trainable import BlockGuard, Selection
 
 
@@ -259,8 +261,7 @@ class Loop:
     """Train `model` (already wrapped by `tuner`) on `examples` under `objective`.
 
     fresh       makes the untuned, wrapped model again: needed to gather sharded parameters into it
-    references  (R,) log-probability of every answer under the untuned model, in example order, where the objective
-                asks for it: answers of example i are at offsets[i] ... offsets[i + 1]
+    references  what the objective needs of the untuned model; a list: log-probabilities of each example's answers
     """
 
     def __init__(
@@ -274,7 +275,7 @@ class Loop:
         seed: int = 0,
         run: RunFolder | None = None,
         held_out: Sequence[Example] | None = None,
-        references: Sequence[Tensor] | None = None,
+        references: References | Sequence[Tensor] | None = None,
         callbacks: Sequence[LoopCallback] = (),
         accelerator: Accelerator | None = None,
         stage: int = 0,
@@ -285,7 +286,9 @@ class Loop:
         self.model, self.tuner, self.objective = model, tuner, objective.for_examples(examples)
         self.examples, self.settings, self.seed, self.run, self.stage = examples, settings, seed, run, stage
         self.fresh = fresh
-        self.held_out, self.references, self.callbacks = held_out, references, list(callbacks)
+        self.held_out, self.callbacks = held_out, list(callbacks)
+        self.references = references if isinstance(references, References) else References(references)
+        self.companions = self.objective.companions(examples)
         self.accelerator = accelerator or make_accelerator(settings)
         self.collate = collator(model, pad, examples, settings)
         world, accumulation = self.accelerator.num_processes, settings.gradient_accumulation_steps
@@ -435,7 +438,9 @@ class Loop:
         self._make_optimizer()
         self.cost = self._measure()
         self.wrapped, self.prepared = self.accelerator.prepare(self.model, self.optimizer)
-        self.scorer = Scorer(self.wrapped, self.plain)
+        if self.references.model is not None:
+            self.references.model.to(self.device)
+        self.scorer = Scorer(self.wrapped, self.plain, beside=self.references.model)
         if resume is not None:
             self.load(resume)
         self.kept = self._keep_layers(epoch)
@@ -478,7 +483,7 @@ class Loop:
     @cached_property
     def bare(self) -> Scorer:
         """Of the model without accelerate's wrapper, for costs and choices. Ask for it before operations are counted."""
-        return Scorer(self.plain).warm()
+        return Scorer(self.plain, beside=self.references.model).warm()
 
     @property
     def device(self) -> torch.device:
@@ -547,11 +552,33 @@ class Loop:
         ]
 
     def _batch(self, rows: Sequence[int], step: int) -> Batch:
-        batch = self.collate([self.examples[i] for i in rows])
-        if self.references is not None:
-            batch.reference = torch.cat([self.references[i] for i in rows])
         rng = np.random.default_rng([self.seed, self.stage, step])
-        return self.objective.view(batch, step, self.total, rng)
+        return self.objective.view(self._group(rows, self.examples, self.references.answers), step, self.total, rng)
+
+    def _group(self, rows: Sequence[int], examples: Sequence[Example], logp: Sequence[Tensor] | None) -> Batch:
+        batch = self.collate([examples[i] for i in rows])
+        if logp is not None:
+            batch.reference = torch.cat([logp[i] for i in rows])
+        return batch
+
+    def _shared(
+        self, chunks: Sequence[tuple[Sequence[int], bool]], companions: Sequence[Example], logp: Sequence[Tensor] | None
+    ) -> tuple[Tensor, int]:
+        """Mean over all micro-batches and processes of what the objective asks of companions; padded tokens it took."""
+        total: Tensor | None = None
+        weight, padded = 0.0, 0
+        with at_rest(self.wrapped), self.accelerator.autocast():
+            for rows, counts in chunks:
+                batch = self._group(rows, companions, logp)
+                padded += batch.ids.numel()
+                value, n = self.objective.statistic(self.scorer, batch.to(self.device))
+                value = value.double() * counts
+                total, weight = value if total is None else total + value, weight + n * counts
+        assert total is not None
+        told = torch.cat([total, total.new_tensor([weight])])
+        if self.accelerator.num_processes > 1:
+            told = self.accelerator.reduce(told, "sum")
+        return (told[:-1] / told[-1]).float(), padded
 
     # one step -----------------------------------------------------------------------------------------
 
@@ -574,12 +601,17 @@ class Loop:
                 f"step {self.step_index + 1}: no token or row counts: check the loss mask (data preview)"
             )
         scale = self.accelerator.num_processes / total
+        shared = None
+        if self.companions is not None:
+            shared, padded = self._shared(shares, self.companions, self.references.companions)
+            self.train_flops += self.cost["forward_flops"] / max(1, self.cost["padded_tokens"]) * padded
         summed = torch.zeros((), dtype=torch.float64, device=self.device)
         figures: dict[str, tuple[Tensor, float]] = {}
         for i, (batch, counts) in enumerate(mine):
             last = i == len(mine) - 1
             tokens = batch.tokens  # counted before the batch moves: asking a device would wait for it
             batch = batch.to(self.device)
+            batch.shared = shared
             with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                 with self.accelerator.autocast(), self._reused(shares[i][0], batch), self._noise(batch):
                     loss = self.objective.compute(self.scorer, batch)
@@ -709,7 +741,7 @@ class Loop:
 
     @torch.no_grad()
     def held_out_loss(self, examples: Sequence[Example]) -> float:
-        """Mean loss over examples, with dropout off."""
+        """Mean loss over examples, with dropout off. Where an objective needs references, over those held out alone."""
         self.wrapped.eval()
         group = self.objective.group
         size = max(1, self.settings.per_device_eval_batch_size // group) * group
@@ -717,14 +749,20 @@ class Loop:
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         chunks = Plan(lengths, size, shuffle=False, window_steps=len(lengths), group=group).epoch(0)
         totals = torch.zeros(2, dtype=torch.float64, device=self.device)
-        for i in range(rank, -(-len(chunks) // world) * world, world):
-            rows = chunks[min(i, len(chunks) - 1)]
-            batch = self.objective.view(
-                self.collate([examples[r] for r in rows]), HELD_OUT, self.total, np.random.default_rng(0)
-            )
+        mine = [
+            (chunks[min(i, len(chunks) - 1)], i < len(chunks))
+            for i in range(rank, -(-len(chunks) // world) * world, world)
+        ]
+        companions, shared = self.objective.companions(examples), None
+        if companions is not None:
+            shared, _ = self._shared(mine, companions, self.references.held_companions)
+        for rows, counts in mine:
+            batch = self._group(rows, examples, self.references.held_out)
+            batch = self.objective.view(batch, HELD_OUT, self.total, np.random.default_rng(0)).to(self.device)
+            batch.shared = shared
             with self.accelerator.autocast():
-                loss = self.objective.compute(self.scorer, batch.to(self.device))
-            if i < len(chunks):
+                loss = self.objective.compute(self.scorer, batch)
+            if counts:
                 totals += torch.tensor([float(loss.sum), loss.weight], dtype=torch.float64, device=self.device)
         if world > 1:
             totals = self.accelerator.reduce(totals, "sum")

@@ -169,7 +169,7 @@ class Objective(Method):
     task       the head it needs: "causal_lm", "masked_lm", "classification", "embedding" (none: the final states)
     start      what the loss is before any step, in words and as a number where it is exact
     reference  what it needs of the untuned model: "" nothing; "answers" the log-probability of each answer, computed once
-               and stored
+               and stored; "model" the model itself, asked beside the tuned one (`Scorer.compare`)
     idle       True if a scored token may have no gradient (a hinge that is kept, a side that is only a yardstick)
     group      rows whose loss depends on one another: they are drawn together and never split, so that sums still add.
                Each `group` rows of a batch, in order, are one; only the last may be smaller
@@ -190,6 +190,18 @@ class Objective(Method):
     def for_examples(self, examples: Sequence[Example]) -> Self:
         """The same objective with what it needs to know of all training examples (how often a label occurs, say)."""
         return self
+
+    def companions(self, examples: Sequence[Example]) -> Sequence[Example] | None:
+        """One further example for each, from which `statistic` is taken (a mismatched answer, say); None: not needed."""
+        return None
+
+    def statistic(self, scorer: Scorer, batch: Batch) -> tuple[Tensor, float]:
+        """(sum (k,), weight) over a batch of companions, without gradient.
+
+        The loop adds both over all micro-batches and processes of a step before its loss is computed, and hands the
+        mean on as `batch.shared`: what couples the rows of a step then does not depend on how the step is split.
+        """
+        raise NotImplementedError
 
     def weight(self, batch: Batch) -> float:
         """The `Loss.weight` that `compute` will return, known without running the model."""

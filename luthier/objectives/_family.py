@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from luthier.core.batch import Batch, Example, SearchExample
-from luthier.core.logprobs import Scorer
+from luthier.core.logprobs import Scorer, forward_kl
 from luthier.core.method import Loss, LuthierError, Objective
 
 
@@ -66,6 +66,12 @@ def logp_and_mean(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return logp.gather(1, target[:, None])[:, 0], logp.mean(-1)
 
 
+def by_answer(batch: Batch, column: Tensor) -> Tensor:
+    """Sums (A,) over the scored tokens of each answer."""
+    assert batch.owner is not None
+    return torch.zeros(batch.answers, dtype=column.dtype, device=column.device).index_add_(0, batch.owner, column)
+
+
 @dataclass(frozen=True)
 class PairLogp:
     """Summed log-probabilities (P,) of P pairs under the policy and, where asked for, the reference."""
@@ -76,6 +82,14 @@ class PairLogp:
     ref_rejected: Tensor
     chosen_tokens: Tensor
     rejected_tokens: Tensor
+    chosen_kl: Tensor | None = None
+    rejected_kl: Tensor | None = None
+
+    @property
+    def kl(self) -> tuple[Tensor, Tensor]:
+        """Sequential KL (P,) of the chosen and of the rejected answers: sum over tokens of KL(reference || policy)."""
+        assert self.chosen_kl is not None and self.rejected_kl is not None
+        return self.chosen_kl, self.rejected_kl
 
     @property
     def gains(self) -> tuple[Tensor, Tensor]:
@@ -103,20 +117,39 @@ class PairObjective(Objective):
         return float(batch.answers // 2)
 
     def compute(self, scorer: Scorer, batch: Batch) -> Loss:
-        assert batch.owner is not None
-        logp = scorer.answer_logp(batch)  # (2P,)
-        if self.reference and batch.reference is None:
-            raise LuthierError(f"objective '{self.name}' needs reference log-probabilities, and none were computed")
-        ref = batch.reference.to(logp) if batch.reference is not None else torch.zeros_like(logp)
-        tokens = torch.bincount(batch.owner, minlength=batch.answers).to(logp)
-        pair = PairLogp(logp[0::2], logp[1::2], ref[0::2], ref[1::2], tokens[0::2], tokens[1::2])
+        pair = self.ask(scorer, batch)
         return Loss(self.loss(pair).sum(), self.weight(batch), self.figures(pair))
 
+    def ask(self, scorer: Scorer, batch: Batch) -> PairLogp:
+        """Both models about the pairs of a batch."""
+        assert batch.owner is not None
+        kl = []
+        if self.reference == "model":
+            logp, ref, *kl = (by_answer(batch, column) for column in scorer.compare(batch, forward_kl))  # (2P,)
+        else:
+            logp = scorer.answer_logp(batch)
+            if self.reference and batch.reference is None:
+                raise LuthierError(f"objective '{self.name}' needs reference log-probabilities, and none were computed")
+            ref = batch.reference.to(logp) if batch.reference is not None else torch.zeros_like(logp)
+        tokens = torch.bincount(batch.owner, minlength=batch.answers).to(logp)
+        return PairLogp(*(side for column in (logp, ref, tokens, *kl) for side in (column[0::2], column[1::2])))
+
     def figures(self, pair: PairLogp) -> dict[str, tuple[Tensor, float]]:
-        """What is logged under the names that trl uses; without a reference a reward is beta log pi."""
+        """What is logged, under trl's names. Without a reference a reward is beta log pi; with a KL, beta (gain + D)."""
         won, lost = (gain.detach() for gain in pair.gains)
         beta, P = getattr(self, "beta", 1.0), float(len(won))
-        return {
+        found = {}
+        if pair.chosen_kl is not None:
+            D_w, D_l = (kl.detach() for kl in pair.kl)
+            a_token = D_w / pair.chosen_tokens + D_l / pair.rejected_tokens
+            found = {
+                "kl/chosen": (D_w.sum(), P),
+                "kl/rejected": (D_l.sum(), P),
+                "kl/gap": ((D_l - D_w).sum(), P),
+                "kl/token": (a_token.sum() / 2, P),
+            }
+            won, lost = won + D_w, lost + D_l
+        return found | {
             "rewards/chosen": (beta * won.sum(), P),
             "rewards/rejected": (beta * lost.sum(), P),
             "rewards/margins": (beta * (won - lost).sum(), P),

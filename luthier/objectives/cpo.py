@@ -5,7 +5,7 @@
     beta   scale of the log-odds
     alpha  weight of the imitation;  n_w tokens of the chosen answer
 Start:      log 2 + alpha log V for a model that knows nothing, where both answers are equally long.
-Paper:      Xu et al., 2024, arXiv:2401.08417, eq. 3 to 5.
+Paper:      Xu et al., 2024, arXiv:2401.08417, section 4.
 Departures: imitation is a mean over the tokens of each answer, as in the public code, not a sum. trl takes one mean over
             all chosen tokens of a micro-batch, so that a step depends on how it is split; where chosen answers are
             equally long both are the same.

@@ -5,7 +5,7 @@
     m      logp / n: log-probability of an answer a token;  n its tokens
     beta   lambda, the weight of the odds
 Start:      log V + lambda log 2 for a model that knows nothing.
-Paper:      Hong et al., 2024, arXiv:2403.07691, eq. 4, 6 and 7.
+Paper:      Hong et al., 2024, arXiv:2403.07691, eq. 4 and 7.
 Departures: none. trl imitates the prompt as well, and takes one mean over all tokens of a micro-batch: where prompts are
             one token, and chosen answers equally long, both are the same.
 """

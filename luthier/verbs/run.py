@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 import yaml
-from torch import Tensor
 
 import luthier
 from luthier.core import config, runs
@@ -20,7 +19,7 @@ from luthier.core.config import Recipe
 from luthier.core.delta import save_delta
 from luthier.core.loop import Diverged, Fitted, Interrupted, Loop, LoopCallback, make_accelerator, seed_everything
 from luthier.core.method import LuthierError, Objective, Tuner
-from luthier.core.references import reference_logp
+from luthier.core.references import References, references
 from luthier.core.runs import RunFolder
 from luthier.report.words import first_up
 from luthier.verbs._display import Display, FromTransformers, Trackers
@@ -97,12 +96,12 @@ def run(
     accelerator.wait_for_everyone()
     with calm(), _status(folder, main):
         before = _before(folder, ready, bases, say) if main else None
-        references = _references(ready, say)
+        untuned = _references(ready, say)
         name = ready.loaded.name
         model = ready.tuner.wrap(ready.loaded.model, ready.loaded.task, told.seed)
         loop = Loop(
             model, ready.tuner, ready.objective, ready.train.examples, told.train, ready.loaded.tokenizer.pad_token_id,
-            told.seed, folder, ready.held_out.examples if ready.held_out else None, references,
+            told.seed, folder, ready.held_out.examples if ready.held_out else None, untuned,
             _callbacks(told, callbacks, quiet), accelerator,
             fresh=lambda: ready.tuner.wrap(load(told.model, ready.loaded.task).model, ready.loaded.task, told.seed),
         )  # fmt: skip
@@ -265,14 +264,15 @@ def measured_tasks(recipe: Recipe) -> list[Any]:
     return found
 
 
-def _references(ready: Prepared, say: Callable[[str], None]) -> list[Tensor] | None:
-    if not ready.objective.reference:
-        return None
-    logp, reused = reference_logp(
-        ready.loaded.model, ready.train.examples, ready.loaded.tokenizer.pad_token_id, ready.recipe.train
-    )
-    say("reference log-probabilities " + ("read from the store" if reused else "computed once and stored"))
-    return logp
+def _references(ready: Prepared, say: Callable[[str], None]) -> References | None:
+    held_out = ready.held_out.examples if ready.held_out else None
+    found = references(
+        ready.loaded.model, ready.tuner, ready.objective, ready.train.examples, ready.loaded.tokenizer.pad_token_id,
+        ready.recipe.train, held_out,
+    )  # fmt: skip
+    if found is not None and found.answers is not None:
+        say("reference log-probabilities " + ("read from the store" if found.reused else "computed once and stored"))
+    return found
 
 
 def _callbacks(recipe: Recipe, given: Sequence[Any], quiet: bool) -> list[LoopCallback]:

@@ -137,5 +137,5 @@ def even(n: int = 6, prompt: int | None = None) -> list[GroupExample]:
     return [GroupExample(e.row, e.prompt[:prompt], [e.answers[0][:2], e.answers[1]], e.scores) for e in groups(n)]
 
 
-def pair_world(examples: Sequence[GroupExample] | None = None) -> World:
-    return World("pairs", "llama", tuple(examples if examples is not None else groups(6)))
+def pair_world(examples: Sequence[GroupExample] | None = None, architecture: str = "llama") -> World:
+    return World("pairs", architecture, tuple(examples if examples is not None else groups(6)))
