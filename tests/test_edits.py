@@ -126,6 +126,24 @@ def test_names_of_other_files_are_found(tmp_path: Path, tiny: Path) -> None:
     assert int((pruned == 0).sum()) == pruned.numel() // 2
 
 
+def test_a_hub_id_is_read_from_its_files(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the hub's client fetched, or had, is read tensor by tensor; what it cannot find is one line."""
+    asked = []
+
+    def fetch(name: str, allow_patterns: list[str]) -> str:
+        asked.append(name)
+        if name == "some/model":
+            return str(tiny)
+        raise OSError("no such repository\nand more")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    _edit("merge", [Path("some/model"), tiny], tmp_path / "out")
+    assert (tmp_path / "out" / WEIGHTS).exists()
+    with pytest.raises(LuthierError, match=r"'some/other' cannot be loaded: no such repository$"):
+        _edit("merge", [Path("some/other")], tmp_path / "none")
+    assert asked == ["some/model", "some/other"]
+
+
 # ----------------------------------------------------------------------------------------------- refusals
 
 
@@ -429,7 +447,9 @@ def test_the_graft_is_chosen_within_its_cap_and_leaves_the_model_alone(tiny: Pat
 def test_a_graft_says_what_moved_outside(tiny: Path, tmp_path: Path) -> None:
     base = load(str(tiny)).model
     tuned = _tuned(base, only="")
-    with pytest.raises(LuthierError, match=r"(lm_head|embed_tokens)\.weight' moved in tuning and is no part of a graft"):
+    with pytest.raises(
+        LuthierError, match=r"(lm_head|embed_tokens)\.weight' moved in tuning and is no part of a graft"
+    ):
         Graft().apply([tuned, base.state_dict()], base)
     same = Graft(share=1.0).apply([base.state_dict(), base.state_dict()], base)
     assert not any(m.any() for m in mask_of(same, base.state_dict()).values())

@@ -110,14 +110,25 @@ def _llama2c(settings: ModelSettings, name: str, path: Path, task: str) -> Loade
 def weights_folder(name: str | Path) -> tuple[Path, str] | None:
     """The folder whose safetensors `load` would read, and the name of the file there; an adapter's own where it is one.
 
-    None where the weights must be made first: a delta, another format, or a model that is on no disk yet.
+    A hub id is fetched, or found in the cache. None where the weights must be made first: a delta, another format.
     """
-    path = _run_output(Path(name).expanduser())
-    folder = Path(_where(str(name), path))
+    folder = Path(_where(str(name), _run_output(Path(name).expanduser())))
+    if not folder.exists() and str(folder).count("/") == 1:
+        folder = _from_hub(str(folder))
     for file in (ADAPTER, WEIGHTS):
         if (folder / file).is_file() or (folder / f"{file}.index.json").is_file():
             return folder, file
     return None
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "model*.safetensors", ADAPTER]
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except (OSError, ValueError) as error:
+        raise LuthierError(f"model '{name}' cannot be loaded: {_first_line(error)}") from error
 
 
 def _run_output(path: Path) -> Path:
