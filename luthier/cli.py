@@ -200,14 +200,25 @@ def merge(
     sources: Annotated[
         list[str], typer.Argument(help="an adapter or delta folder or run; or several model folders to average")
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="folder of the merged model")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="folder of the merged model")] = None,
     weights: Annotated[str, typer.Option(help="for several models: 0.7,0.3")] = "",
+    builds: Annotated[
+        str,
+        typer.Option(help="nf4 or int8: compare five ways to ship an adapter of such a base; writes nothing itself"),
+    ] = "",
 ) -> None:
     """Put an adapter or a delta into the weights, and check that the merged model says the same."""
+    from luthier.core.config import ConfigError
+    from luthier.verbs.builds import builds as compare_builds
     from luthier.verbs.merge import merge as verb
 
+    if builds:
+        print(compare_builds(sources[0], builds).text())
+    elif output is None:
+        raise ConfigError("merge: --output is missing: name the folder of the merged model")
     told = [float(w) for w in weights.split(",") if w] or None
-    print(verb(sources[0] if len(sources) == 1 else sources, output, weights=told).text())
+    if output is not None:
+        print(verb(sources[0] if len(sources) == 1 else sources, output, weights=told).text())
 
 
 @app.command(context_settings=FLAGS)
@@ -217,8 +228,10 @@ def edit(
 ) -> None:
     """Change weights without training, by a method of the edits axis."""
     from luthier.verbs.edit import edit as verb
+    from luthier.verbs.edit import report
 
-    print(verb(recipe, _overrides(context)).path)
+    done = verb(recipe, _overrides(context), say=lambda text: print(text, file=sys.stderr))
+    print(report(done))
 
 
 @app.command()
@@ -340,7 +353,8 @@ def _explain(error: Exception) -> int:
     from luthier.core.method import LuthierError
 
     if isinstance(error, LuthierError):
-        print(f"luthier: {error}", file=sys.stderr)
+        red = ("\033[31m", "\033[0m") if sys.stderr.isatty() else ("", "")
+        print(f"{red[0]}luthier: {error}{red[1]}", file=sys.stderr)
         return 1
     import traceback
 

@@ -177,7 +177,7 @@ class AttentionModel(BridgedModel):
             yield
             return
         names = [n for n in names for _ in range(kwargs.get("num_beams") or 1)]
-        layers = [m for m in self.model.modules() if isinstance(m, BridgedLayer)]
+        layers: list[Any] = [m for m in self.model.modules() if isinstance(m, BridgedLayer)]
         heads = any(isinstance(m, AuxiliaryTrainingWrapper) for m in self.model.modules())
         if heads or not all(isinstance(layer, AttentionLayer) for layer in layers):
             raise Refusal(WHOLE_BATCH)

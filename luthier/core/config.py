@@ -11,6 +11,7 @@ import difflib
 import os
 import re
 from collections.abc import Iterable, Mapping
+from keyword import iskeyword
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -218,7 +219,8 @@ def build(axis: str, told: dict[str, Any], key: str) -> Any:
         cls = catalog.load(axis, name)
     except catalog.UnknownMethod as error:
         raise ConfigError(f"{key}: {error}") from None
-    options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+    # a word of Python's own (`lambda`) is a field with an underscore
+    options = {k + "_" * iskeyword(k): tuple(v) if isinstance(v, list) else v for k, v in options.items()}
     try:
         return TypeAdapter(cls).validate_python(options)
     except ValidationError as error:
@@ -299,6 +301,14 @@ def nested(told: Mapping[str, Any]) -> dict[str, Any]:
 
 def _short(section: str) -> str:
     return {"model": "model_name_or_path", "data": "train", "stability": "mode"}.get(section, "name")
+
+
+def with_overrides(told: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a mapping with dotted keys put in: {"edit.share": 0.2}."""
+    out = {k: dict(v) if isinstance(v, dict) else v for k, v in told.items()}
+    for key, value in overrides.items():
+        _put(out, key, value)
+    return out
 
 
 def _expand(value: Any) -> Any:

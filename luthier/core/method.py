@@ -9,11 +9,12 @@ B rows, T tokens, N scored positions, A answers, V vocabulary.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -321,16 +322,80 @@ class Generation:
 
 
 class Edit(Method):
-    """Weights changed without gradient training: state dictionaries in, a new state dictionary out."""
+    """Weights changed without a training loop: checkpoints in, one of the names, shapes and dtypes of the first out.
+
+    Tensors are made one at a time, each from its namesakes in all checkpoints, so that weights larger than memory can be
+    edited. What must be known before the first of them (a draw, a threshold, what data say) is the plan.
+
+    inputs        least and most checkpoints (None: any number); the first is the one that is changed
+    capabilities  from EDIT_CAPABILITIES
+    """
 
     capabilities: ClassVar[frozenset[str]] = frozenset()
+    inputs: ClassVar[tuple[int, int | None]] = (1, None)
 
-    def apply(self, states: Sequence[dict[str, Tensor]], model: nn.Module | None = None) -> dict[str, Tensor]:
-        """New tensors of the names, shapes and dtypes of `states[0]`; inputs are left untouched.
+    @property
+    def needs(self) -> frozenset[str]:
+        """What `plan` must be given: "architecture" (`model`, with or without weights), "data" (`probe` of the first)."""
+        return frozenset()
 
-        `model` has the architecture of the states, for edits that need to know its parts.
-        """
+    def plan(
+        self, states: Sequence[Mapping[str, Tensor]], model: nn.Module | None = None, probe: Probe | None = None
+    ) -> Any:
+        """What has to be known before the first tensor. Reading a tensor of `states` may be reading a file."""
+        return None
+
+    def tensor(self, name: str, tensors: Sequence[Tensor], plan: Any) -> Tensor:
+        """The tensor `name` of the result, in any dtype; `tensors` are left as they are. Floating point tensors only."""
         raise NotImplementedError
+
+    def found(self, plan: Any) -> dict[str, Any]:
+        """What is worth writing down of a plan, as plain values."""
+        return {}
+
+    def one(self, name: str, tensors: Sequence[Tensor], plan: Any) -> Tensor:
+        """`tensor` in the first one's dtype; what is no floating point number is the first one's. Raises LuthierError for NaN."""
+        first = tensors[0]
+        if not first.is_floating_point():
+            return first
+        out = self.tensor(name, tensors, plan).to(first.dtype)
+        for tensor in (*tensors, out):
+            if not _finite(tensor):
+                what = "would hold" if tensor is out else "holds"
+                raise LuthierError(f"'{name}' {what} NaN or infinity, so nothing was written: look at the checkpoints")
+        return out
+
+    def apply(
+        self, states: Sequence[Mapping[str, Tensor]], model: nn.Module | None = None, probe: Probe | None = None
+    ) -> dict[str, Tensor]:
+        """All tensors at once, in memory of their own."""
+        self.check(len(states))
+        plan = self.plan(states, model, probe)
+        out = {name: self.one(name, [s[name] for s in states], plan) for name in states[0]}
+        theirs = {t.untyped_storage().data_ptr() for s in states for t in s.values()}
+        return {n: t.clone() if t.untyped_storage().data_ptr() in theirs else t.contiguous() for n, t in out.items()}
+
+    def check(self, checkpoints: int) -> None:
+        """Raises LuthierError where this many checkpoints are not what the edit takes."""
+        least, most = self.inputs
+        if checkpoints < least or (most is not None and checkpoints > most):
+            words = f"{least}" if most == least else f"at least {least}" if most is None else f"{least} to {most}"
+            raise LuthierError(f"{self.name} takes {words} checkpoint{'s' * (words != '1')}, not {checkpoints}")
+
+
+EDIT_CAPABILITIES: dict[str, str] = {
+    "agree": "where all checkpoints are equal, they come back",
+    "copies": "every number is one of the checkpoints' own",
+    "zeros": "every number is that of the first checkpoint, or zero",
+    "adapter": "takes an adapter as it is, and gives an adapter back",
+}
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Whether all numbers are finite: one sum where it is, which NaN and infinity always reach."""
+    tensor = tensor.float() if tensor.element_size() == 1 else tensor
+    total = tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32))
+    return bool(total.isfinite()) or bool(tensor.isfinite().all())
 
 
 # ------------------------------------------------------------------------------------------------ evaluation

@@ -15,6 +15,7 @@ from luthier.core.delta import Applied, apply_delta, is_delta, read_about
 from luthier.core.method import Decoder, LuthierError
 from luthier.core.mixture import Other
 from luthier.core.runs import hash_tensors
+from luthier.core.shards import ADAPTER, WEIGHTS, Shards
 from luthier.core.subject import Subject
 
 AUTO = {
@@ -116,6 +117,30 @@ def _llama2c(settings: ModelSettings, name: str, path: Path, task: str) -> Loade
     if settings.attn_implementation:
         lm.set_attn_implementation(settings.attn_implementation)
     return Loaded(lm, tokenizer, "causal_lm", name, str(path.resolve()))
+
+
+def weights_folder(name: str | Path) -> tuple[Path, str] | None:
+    """The folder whose safetensors `load` would read, and the name of the file there; an adapter's own where it is one.
+
+    A hub id is fetched, or found in the cache. None where the weights must be made first: a delta, another format.
+    """
+    folder = Path(_where(str(name), _run_output(Path(name).expanduser())))
+    if not folder.exists() and str(folder).count("/") == 1:
+        folder = _from_hub(str(folder))
+    for file in (ADAPTER, WEIGHTS):
+        if (folder / file).is_file() or (folder / f"{file}.index.json").is_file():
+            return folder, file
+    return None
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "model*.safetensors", ADAPTER]
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except (OSError, ValueError) as error:
+        raise LuthierError(f"model '{name}' cannot be loaded: {_first_line(error)}") from error
 
 
 def _run_output(path: Path) -> Path:
@@ -247,8 +272,21 @@ def _with_adapter(
         base.model = PeftModel.from_pretrained(base.model, str(adapter), is_trainable=False)
     except (KeyError, RuntimeError, ValueError) as error:
         raise LuthierError(f"{adapter}: this adapter does not fit '{base.name}': {_first_line(error)}") from error
+    _all_used(base, adapter)
     base.path = str(adapter)
     return base
+
+
+def _all_used(loaded: Loaded, adapter: Path) -> None:
+    """Raises LuthierError where the adapter holds tensors that its base has no place for, which peft leaves out in silence."""
+    from peft import get_peft_model_state_dict
+
+    if (adapter / ADAPTER).is_file():
+        odd = sorted(Shards(adapter, ADAPTER).keys() - get_peft_model_state_dict(loaded.model).keys())
+        if odd:
+            raise LuthierError(
+                f"{adapter}: this adapter does not fit '{loaded.name}', which has no place for '{odd[0]}'"
+            )
 
 
 def _with_delta(settings: ModelSettings, folder: Path, task: str) -> Loaded:
