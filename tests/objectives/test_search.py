@@ -154,7 +154,7 @@ def test_held_out_loss_is_that_of_whole_groups() -> None:
 @pytest.mark.parametrize("paired", [False, True])
 def test_kept_activations_give_the_same_losses(paired: bool) -> None:
     """The lowest layer stands still: what is kept of queries and documents is what would be computed."""
-    tuner = catalog.load("tuners", "freeze")(layers=1)
+    tuner = catalog.load("tuners", "freeze")(lowest=1)
     name, objective = (
         ("bert-classifier", Rerank()) if paired else ("bert-embedding", Contrastive(group=2, temperature=8.0))
     )
