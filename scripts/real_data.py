@@ -163,6 +163,17 @@ def say_sst2_compare(record: Record) -> str:
     )
 
 
+def say_sst2_tuners(record: Record) -> str:
+    found = _measure(record, "sst2_dev", "accuracy")["methods"]
+    trained = {name: costs["trainable_parameters"] / 1000 for name, costs in record["costs"].items()}
+    ranked = sorted(found, key=lambda name: -found[name]["mean"])
+    each = ", ".join(f"{name} {_spread(found[name])} ({trained[name]:,.0f}k)" for name in ranked)
+    return (
+        f"all-MiniLM-L6-v2 on {record['data'][0]['rows']:,} rows of SST-2, one epoch, {len(found)} tuners, development "
+        f"accuracy ({_seeds(record)}) and thousands of trained parameters, head included: {each}."
+    )
+
+
 def say_wikitext(record: Record) -> str:
     task = "wikitext2_test"
     return (
@@ -202,6 +213,8 @@ ANSWERS = (("gsm8k_answers", "perplexity"), ("gsm8k_answers", "bits_per_characte
            ("gsm8k", "answered"))  # fmt: skip
 TRIAL = ("--seed", "100", "--data.val_size", "0.2", "--eval_strategy", "epoch", "--evaluate.tasks", "[]",
          "--evaluate.drift", "false")  # fmt: skip
+SLOW, MIDDLE, FAST = (1e-4, 3e-4, 1e-3), (1e-3, 3e-3, 1e-2), (3e-3, 1e-2, 3e-2)
+"""Rates that are tried: of the model's own tensors, of modules beside them, of few and small numbers."""
 EXPERIMENTS = {
     e.name: e
     for e in (
@@ -225,6 +238,18 @@ EXPERIMENTS = {
             tuple((f"cranfield{end}", metric) for end in ("", "_by_words") for metric in ("mrr", "ndcg", "recall")),
             say_cranfield, needs=ENCODED, makes=("LUTHIER_CRANFIELD", cranfield),
             tiny={"objective.group": 4, "data.limit": 12},
+        ),
+        Experiment(
+            "minilm-sst2-tuners", "SST-2, 2,000 rows: twenty-five tuners", "compare",
+            (("sst2_dev", "accuracy"), ("sst2_dev", "mcc")), say_sst2_tuners, needs=PLACES,
+            pilots={
+                **dict.fromkeys(("full", "llrd", "hft", "green", "child_tuning", "freeze", "lightweight"), SLOW),
+                **dict.fromkeys(("apet", "lora", "dora", "bottleneck", "sparse_adapter", "houlsby", "pfeiffer", "parallel",
+                                 "multihead_parallel", "iaa", "mam"), MIDDLE),
+                **dict.fromkeys(("bitfit", "ln_tuning", "ia3", "compacter", "prefix"), FAST),
+                "prompt_tuning": (1e-2, 1e-1), "dept": (3e-2, 3e-1),
+            },
+            trial=("--data.limit", "1000", "--num_train_epochs", "1", "--per_device_train_batch_size", "16"),
         ),
     )
 }  # fmt: skip
@@ -276,25 +301,27 @@ def _luthier(verb: str, experiment: Experiment) -> list[str]:
     return [str(Path(sys.executable).with_name("luthier")), verb, str(experiment.recipe.relative_to(HERE))]
 
 
-def pilot(experiment: Experiment, runs: Path, flags: list[str], env: dict[str, str], known: Record) -> Record:
-    """Held-out loss of every learning rate that is tried; those in `known` are not tried again."""
-    recipe = yaml.safe_load(experiment.recipe.read_text())
-    out: Record = {"trial": " ".join((*TRIAL, *experiment.trial)), "methods": {}}
+def pilots(experiment: Experiment, told: argparse.Namespace, flags: list[str], env: dict[str, str]) -> Record:
+    """Held-out loss of every learning rate that is tried, written after each; those that are known are not tried again."""
+    file = told.results / "pilots.json"
+    known = json.loads(file.read_text()) if file.exists() else {}
+    out = known.get(experiment.name, {}) if not told.again else {}
+    out = known[experiment.name] = {"trial": " ".join((*TRIAL, *experiment.trial)), "methods": out.get("methods", {})}
+    methods = yaml.safe_load(experiment.recipe.read_text())["compare"]["methods"]
     for method, rates in experiment.pilots.items():
-        own = {**recipe["compare"]["methods"][method], "tuner.name": method}
+        own = {**methods[method], "tuner.name": method}
         own.pop("train.learning_rate")
         words = [w for k, v in own.items() for w in (f"--{k}", json.dumps(v))]
-        losses = dict(known.get("methods", {}).get(method, {}).get("held_out_loss", {}))
-        for value in rates:
-            if str(value) in losses:
-                continue
-            folder = runs / "pilots" / f"{experiment.name}-{method}-{value}"
+        losses = out["methods"].get(method, {}).get("held_out_loss", {})
+        for value in [r for r in rates if str(r) not in losses]:
+            folder = told.runs / "pilots" / f"{experiment.name}-{method}-{value}"
             shutil.rmtree(folder, ignore_errors=True)
             places = ["--output_dir", str(folder), "--train.learning_rate", str(value)]
             command = [*_luthier("run", experiment), *TRIAL, *experiment.trial, *words, *places, *flags]
             subprocess.run(command, check=True, env=env, cwd=HERE)
             losses[str(value)] = json.loads((HERE / folder / "eval_results.json").read_text())["eval_loss"]
-        out["methods"][method] = {"held_out_loss": losses, "best": float(min(losses, key=losses.__getitem__))}
+            out["methods"][method] = {"held_out_loss": losses, "best": float(min(losses, key=losses.__getitem__))}
+            _write(file, known)
     return out
 
 
@@ -458,12 +485,9 @@ def main(words: list[str] | None = None) -> int:
             code = 1
             continue
         if told.pilots:
-            file = told.results / "pilots.json"
-            known = json.loads(file.read_text()) if file.exists() else {}
             if experiment.pilots:
-                known[name] = pilot(experiment, told.runs, flags, env, {} if told.again else known.get(name, {}))
-                _write(file, known)
-                print(name, json.dumps(known[name]["methods"]), flush=True)
+                tried = pilots(experiment, told, flags, env)
+                print(name, json.dumps(tried["methods"]), flush=True)
             continue
         begun, places = time.perf_counter(), made(experiment, told.runs, env)
         try:
