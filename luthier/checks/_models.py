@@ -181,6 +181,18 @@ def groups(n: int = 4, answers: int = 2, seed: int = 2) -> tuple[GroupExample, .
 
 
 @cache
+def wordings(n: int = 4, answers: int = 2, seed: int = 5) -> tuple[GroupExample, ...]:
+    """Groups whose answers are the same after beginnings that differ and do not count."""
+    rng = np.random.default_rng(seed)
+    out = []
+    for row in range(n):
+        prompt, answer = _words(rng, int(rng.integers(1, 4))), _words(rng, int(rng.integers(2, 6)))
+        before = [_words(rng, int(rng.integers(1, 4))) for _ in range(answers)]
+        out.append(GroupExample(row, prompt, [b + answer for b in before], given=[len(b) for b in before]))
+    return tuple(out)
+
+
+@cache
 def labelled(problem: str = "single_label_classification", n: int = 6, seed: int = 3) -> tuple[LabelledExample, ...]:
     rng = np.random.default_rng(seed)
     labels: dict[str, Callable[[], int | float | list[float]]] = {

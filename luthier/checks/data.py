@@ -31,6 +31,8 @@ from luthier.core.method import DataSource, RowError
 
 TRAINED = ("maple", "river", "stone", "cloud", "amber")
 OTHER = ("copper", "window", "garden", "ladder", "pencil")
+ANSWERS = ("chosen", "rejected", "completion", "repair", "guided_repair")
+"""Columns that are answers to a prompt, in the order of a group."""
 DIRECTION = {"source_lang": "en", "target_lang": "de"}
 """Options that say which of two languages is the source, for types that cannot know."""
 
@@ -52,6 +54,9 @@ def _value(column: str, row: int) -> Any:
         "completion": trained,
         "chosen": trained,
         "rejected": _said(TRAINED, row + 1, 4),
+        "prompts": [_said(OTHER, row + k, 2 + k) + " " for k in range(2)],
+        "repair": trained,
+        "guided_repair": _said(TRAINED, row + 1, 4),
         "text": trained,
         "sentence1": trained,
         "segments": [
@@ -157,8 +162,11 @@ def check_trained_text(method: DataSource, world: World) -> None:
     tokenizer = world.tokenizer
     for row, example in zip(world.rows(method), world.examples(method)):
         if isinstance(example, GroupExample):
-            columns = [("chosen",), ("rejected",)] if "chosen" in row else [("completion",)]
-            parts: list[tuple[list[int], tuple[str, ...]]] = list(zip(example.answers, columns, strict=True))
+            columns = [(c,) for c in ANSWERS if c in row]
+            if example.given is not None:  # one answer after several prompts
+                columns *= len(example.given)
+            trained = [a[g:] for a, g in zip(example.answers, example.given or [0] * len(columns), strict=True)]
+            parts: list[tuple[list[int], tuple[str, ...]]] = list(zip(trained, columns, strict=True))
         elif isinstance(example, SourceTargetExample):
             parts = [(example.target, ("target", "translation"))]
         else:
@@ -174,6 +182,12 @@ def check_trained_text(method: DataSource, world: World) -> None:
 def check_whole_text(method: DataSource, world: World) -> None:
     """All tokens of an example decode to all words of the row."""
     for row, example in zip(world.rows(method), world.examples(method)):
+        if isinstance(example, GroupExample) and example.given is not None:
+            for asked, answer in zip(row["prompts"], example.answers, strict=True):
+                found = _words(world.tokenizer.decode(example.prompt + answer))
+                wanted = _words(asked + row["completion"])
+                require(found == wanted, f"tokens read {found}, the row says {wanted}")
+            continue
         ids = _all_ids(example)
         if "input_ids" in row:
             row = {"input_ids": world.tokenizer.decode(row["input_ids"])}
@@ -287,7 +301,7 @@ def check_batch(method: DataSource, world: World) -> None:
     examples = world.examples(method)
     if isinstance(examples[0], GroupExample):
         batches = [collate_groups(examples, 0, share_prompt=share) for share in (False, True)]
-        wanted = [t for e in examples for a in e.answers for t in a]
+        wanted = [t for e in examples for a, g in zip(e.answers, e.given or [0] * len(e.answers)) for t in a[g:]]
     elif isinstance(examples[0], SourceTargetExample):
         batches = [collate_source_target(examples, 0, 0)]
         wanted = [t for e in examples for t in e.target]

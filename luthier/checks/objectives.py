@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from luthier.checks._battery import Check, on, oracle_module, when
 from luthier.checks._compare import close, finite, require, same
-from luthier.checks._models import CLASSES, PAD, groups, labelled, model_of, searches, sources_targets, texts
+from luthier.checks._models import CLASSES, PAD, groups, labelled, model_of, searches, sources_targets, texts, wordings
 from luthier.core import catalog
 from luthier.core.anatomy import anatomy
 from luthier.core.batch import (
@@ -182,7 +182,9 @@ def worlds(method: Objective) -> list[World]:
         found.append(World("decoder", "llama", texts()))
         found.append(World("decoder that scales its logits", "granite", texts()))
     for kind, answers in sorted(kinds, key=str):
-        if kind is GroupExample:
+        if kind is GroupExample and answers < 0:
+            found.append(World(f"{-answers} wordings", "llama", wordings(6, -answers)))
+        elif kind is GroupExample:
             found.append(World(f"groups of {answers}", "llama", groups(6, answers)))
         if kind is SourceTargetExample:
             found.append(World("encoder-decoder", "t5", sources_targets()))
@@ -203,13 +205,15 @@ def _searched(task: str) -> list[World]:
 
 
 def _kind_of_rows(name: str) -> tuple[type, int]:
-    """What a row type makes: the class of its examples, and the number of answers in a group."""
+    """What a row type makes: the class of its examples, and the number of answers in a group, negative where beginnings
+    of answers are given."""
     from luthier.checks.data import sample, vocabulary
 
     source = catalog.load("data", name).example()
     if source.example_kind is not GroupExample:
         return source.example_kind, 0
-    return GroupExample, len(source.encode(sample(source), 0, vocabulary()).answers)
+    example = source.encode(sample(source), 0, vocabulary())
+    return GroupExample, len(example.answers) * (1 if example.given is None else -1)
 
 
 def kinds(*wanted: type) -> Callable[[Check], Check]:

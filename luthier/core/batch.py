@@ -36,12 +36,16 @@ class TextExample:
 
 @dataclass(slots=True)
 class GroupExample:
-    """One prompt with several answers (a preference pair is a group of two: chosen first, then rejected)."""
+    """One prompt with several answers (a preference pair is a group of two: chosen first, then rejected).
+
+    `given[k]` first tokens of answer k are not trained: where prompts differ, `prompt` is what they have in common.
+    """
 
     row: int
     prompt: list[int]
     answers: list[list[int]]
     scores: list[float] | None = None
+    given: list[int] | None = None
     extras: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -128,6 +132,7 @@ class Batch:
     keys       (D,) long      identity of each document;  query_keys (A,) of each query
     group      (A,) long      example of the batch that each answer belongs to, for groups
     shared     (k,) float     means over the whole step of what the objective asks (`Objective.statistic`); None: not asked
+    noise      (alpha, key)   of the noise on its embeddings, while training with one (`core.noise`)
     """
 
     ids: Tensor
@@ -150,6 +155,7 @@ class Batch:
     query_keys: Tensor | None = None
     group: Tensor | None = None
     shared: Tensor | None = None
+    noise: tuple[float, int] | None = None
     extras: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -171,9 +177,9 @@ class Batch:
         starts = self.mask & (place == 0)
         number = (starts.flatten().cumsum(0) - 1).view_as(place)
         row = self.rows
-        if int(starts.sum()) != len(row):  # several answers a sequence: any of them tells its row
+        if len(row) != (n := int(starts.sum())):  # several answers a sequence: any of them tells its row
             assert self.source is not None and self.owner is not None
-            row = row.new_empty(int(starts.sum())).index_put((number.flatten()[self.source],), row[self.owner])
+            row = row.new_empty(n).index_put((number.flatten()[self.source],), row[self.owner])
         return place.where(self.mask, -1), row[number.clamp(min=0)].where(self.mask, -1)
 
     def to(self, device: torch.device | str) -> Batch:
@@ -288,9 +294,9 @@ def collate_groups(examples: Sequence[GroupExample], pad: int, side: str = "righ
         scores = torch.tensor([s for e in examples for s in e.scores], dtype=torch.float32)  # type: ignore[union-attr]
     if not share_prompt:
         texts = [
-            TextExample(e.row, e.prompt + a, [False] * len(e.prompt) + [True] * len(a))
+            TextExample(e.row, e.prompt + a, [t >= len(e.prompt) + g for t in range(len(e.prompt) + len(a))])
             for e in examples
-            for a in e.answers
+            for a, g in zip(e.answers, e.given or [0] * len(e.answers), strict=True)
         ]
         return replace(
             collate_text(texts, pad, side), rows=flat_rows, scores=scores, group=group, extras=_extras(examples)
@@ -313,7 +319,8 @@ def collate_groups(examples: Sequence[GroupExample], pad: int, side: str = "righ
             predicted = b * T + np.arange(at, at + len(a))
             source = predicted - 1
             source[:1] = b * T + n - 1  # the prompt's last token predicts the first token of every answer
-            spans.append((source, predicted, len(spans)))
+            g = 0 if e.given is None else e.given[k]
+            spans.append((source[g:], predicted[g:], len(spans)))
             at += len(a)
     same = (branch[:, :, None] == branch[:, None, :]) | ((branch[:, None, :] == -1) & (branch[:, :, None] >= 0))
     sees = same & torch.ones(T, T, dtype=torch.bool).tril()
@@ -331,6 +338,29 @@ def collate_groups(examples: Sequence[GroupExample], pad: int, side: str = "righ
         group=group,
         extras=_extras(examples),
     )
+
+
+def first_answers(batch: Batch, of: int) -> Batch:
+    """A batch of groups with the first of each `of` answers alone; what only the others need is not computed.
+
+    Answers keep their numbers: the others are there without a scored token.
+    """
+    assert batch.source is not None and batch.target is not None and batch.owner is not None
+    kept = batch.owner % of == 0
+    source, width = batch.source[kept], batch.ids.shape[1]
+    row, column = source // width, source % width
+    last = torch.zeros_like(batch.ids[:, 0]).scatter_reduce(0, row, column + 1, "amax")  # (B,)
+    mask = batch.mask & (torch.arange(width, device=last.device) <= last[:, None])
+    rows = last.nonzero()[:, 0]
+    number = torch.zeros_like(last).index_put((rows,), torch.arange(len(rows), device=last.device))
+    W = int(last.max()) + 1
+    return replace(
+        batch, ids=batch.ids[rows, :W], mask=mask[rows, :W],
+        positions=None if batch.positions is None else batch.positions[rows, :W],
+        sees=None if batch.sees is None else batch.sees[rows, :W, :W],
+        source=number[row] * W + column, target=batch.target[kept], owner=batch.owner[kept],
+        weights=None if batch.weights is None else batch.weights[kept],
+    )  # fmt: skip
 
 
 def collate_labelled(examples: Sequence[LabelledExample], pad: int, side: str = "right") -> Batch:

@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 from luthier.core.batch import Batch, positions_from_mask
-from luthier.core.embeddings import changed_embeddings, embedding_weight, uniform_noise
 from luthier.core.logprobs import Columns, Scorer
+from luthier.core.noise import changed_embeddings, embedding_weight, uniform_noise
 
 Kind = Literal["mask", "random", "drop", "zero", "noise", "argmax", "sample", "mixture"]
 PREDICTED = ("argmax", "sample", "mixture")

@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from luthier.core.batch import Batch
 from luthier.core.embedding import Pooling, pooled
 from luthier.core.method import LuthierError
+from luthier.core.noise import noisy
 from luthier.core.subject import at_rest
 
 CHUNK_BYTES = 256 * 2**20
@@ -223,9 +224,11 @@ class Scorer:
 
     def run(self, batch: Batch) -> Any:
         """The model's own output on a batch."""
+        inputs: dict[str, Any] = dict(batch.inputs(self._mask_dtype()))
         if self._caches:
-            return self.model(**batch.inputs(self._mask_dtype()), use_cache=False)
-        return self.model(**batch.inputs(self._mask_dtype()))
+            inputs["use_cache"] = False
+        with nullcontext() if batch.noise is None else noisy(self.plain, batch, *batch.noise):
+            return self.model(**inputs)
 
     def token_logp(self, batch: Batch) -> Tensor:
         """Log-probability (N,) of each scored token."""
@@ -298,9 +301,31 @@ class Scorer:
             for parameter, flag in moving:
                 parameter.requires_grad_(flag)
 
+    def look(self, batch: Batch, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probability (N,) of each scored token; of those at `at` (n,) what the head sees (n, D) and the logits (n, V)."""
+        head, source, target = self.head, batch.source, batch.target
+        assert source is not None and target is not None
+        own, ends, seen = head.forward, self._ends_at_head(head), []
+
+        def scored(hidden: Tensor) -> Tensor:  # (B, T, D)
+            states = hidden.reshape(-1, hidden.shape[-1]).index_select(0, source)  # (N, D)
+            seen.append(states.index_select(0, at))
+            if not ends:
+                return own(states)[None]
+            if type(head) is nn.Linear:
+                return linear_logp(states, head.weight, head.bias, target, self.chunk)[None, :, None]
+            return self._chunked(own, states, target)[None, :, None]
+
+        with instead(head, scored):
+            out = self.run(batch)
+        found = (out.logits if hasattr(out, "logits") else out[0])[0]
+        if not ends:
+            return gather_logp(found, target), seen[0], _whole(found.index_select(0, at))
+        return found[:, 0], seen[0], _whole(own(seen[0]))
+
     def class_logits(self, batch: Batch) -> Tensor:
         """Logits (B, C) of a task head."""
-        return self.model(**batch.inputs(self._mask_dtype())).logits
+        return self.run(batch).logits
 
     def _columns(self, batch: Batch, function: Callable[[Tensor, Tensor, slice], Columns]) -> Columns:
         head, source, target = self.head, batch.source, batch.target

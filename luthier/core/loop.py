@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,6 @@ from luthier.core.batch import (
     pack,
 )
 from luthier.core.config import TrainSettings
-from luthier.core.embeddings import noisy
 from luthier.core.layer_cache import LayerCache, layer_cache
 from luthier.core.logprobs import Scorer
 from luthier.core.method import Loss, LuthierError, Objective, PartialTuner, Tuner
@@ -468,13 +467,12 @@ class Loop:
     def _reused(self, rows: Sequence[int], batch: Batch) -> AbstractContextManager[None]:
         return nullcontext() if self.kept is None else self.kept.serving(rows, batch, self.accelerator.autocast)
 
-    def _noise(self, batch: Batch) -> AbstractContextManager[None]:
+    def _noise(self) -> tuple[float, int] | None:
         """Noise on the input embeddings (train.neftune_noise_alpha): anew at every step, the same after resuming."""
         alpha = self.settings.neftune_noise_alpha
         if not alpha:
-            return nullcontext()
-        key = int(np.random.default_rng([self.seed, self.stage, self.step_index, 1]).integers(2**62))
-        return noisy(self.plain, batch, alpha, key)
+            return None
+        return alpha, int(np.random.default_rng([self.seed, self.stage, self.step_index, 1]).integers(2**62))
 
     @property
     def plain(self) -> Any:
@@ -610,10 +608,9 @@ class Loop:
         for i, (batch, counts) in enumerate(mine):
             last = i == len(mine) - 1
             tokens = batch.tokens  # counted before the batch moves: asking a device would wait for it
-            batch = batch.to(self.device)
-            batch.shared = shared
+            batch = replace(batch.to(self.device), shared=shared, noise=self._noise())
             with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
-                with self.accelerator.autocast(), self._reused(shares[i][0], batch), self._noise(batch):
+                with self.accelerator.autocast(), self._reused(shares[i][0], batch):
                     loss = self.objective.compute(self.scorer, batch)
                 self._check_weight(loss, weights[i], counts)
                 self.accelerator.backward(loss.sum * (scale if counts else 0.0))

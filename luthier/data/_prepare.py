@@ -286,7 +286,7 @@ def trained(example: Example) -> int:
     if isinstance(example, TextExample):
         return sum(example.counts)
     if isinstance(example, GroupExample):
-        return sum(map(len, example.answers))
+        return sum(map(len, example.answers)) - sum(example.given or ())
     return len(example.target) if isinstance(example, SourceTargetExample) else 0
 
 

@@ -12,10 +12,10 @@ import torch
 from luthier.checks._models import PAD, groups, model_of, sources_targets, texts
 from luthier.core.batch import collate_groups, collate_packed, collate_source_target, collate_text
 from luthier.core.config import TrainSettings
-from luthier.core.embeddings import changed_embeddings, noisy, uniform_noise
 from luthier.core.logprobs import Scorer
 from luthier.core.loop import Loop
 from luthier.core.method import LuthierError
+from luthier.core.noise import changed_embeddings, uniform_noise
 from luthier.objectives.sft import SFT
 from luthier.tuners.full import Full
 
@@ -38,9 +38,7 @@ def test_size_and_padding() -> None:
 
 
 def logp(batch: Any, model: Any = None) -> torch.Tensor:
-    model = model or model_of("llama")
-    with noisy(model, batch, 50.0, 3):
-        return Scorer(model).answer_logp(batch).detach()
+    return Scorer(model or model_of("llama")).answer_logp(replace(batch, noise=(50.0, 3))).detach()
 
 
 def test_layouts_agree() -> None:
