@@ -666,9 +666,14 @@ class PromptLayer(BridgedLayer):
     prompt's states, and nothing else of the decoder changes.
 
     keeps_prompt  the m first states are handed on (`prompt_states`)
+    chosen        parts that stand for the active ones while core/attach.py gives each row its own prompt
     """
 
     keeps_prompt = False
+    chosen: list[Any] | None = None
+
+    def active_parts(self) -> list[Any]:
+        return super().active_parts() if self.chosen is None else self.chosen
 
     def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
         parts = self.active_parts()

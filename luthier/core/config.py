@@ -67,6 +67,7 @@ class DataSettings(_Section):
     stratify: str | None = None
     group: str | None = None
     cache_dir: str | None = None
+    keep: list[str] = Field(default_factory=list, description="columns that a procedure reads beside the row's own")
 
     @property
     def options(self) -> dict[str, Any]:
@@ -163,7 +164,10 @@ class StabilitySettings(_Section):
     seeds: int = Field(3, description="of every setting that is compared")
 
 
-SECTIONS = (("tuners", "tuner"), ("objectives", "objective"), ("decoding", "decoding"), ("recipes", "procedure"))
+SECTIONS = (
+    ("tuners", "tuner"), ("objectives", "objective"), ("decoding", "decoding"), ("recipes", "procedure"),
+    ("analysis", "analysis"),
+)  # fmt: skip
 """Axis and key of the sections that name a method."""
 
 
@@ -181,6 +185,9 @@ class Recipe(_Section):
     compare: CompareSettings = Field(default_factory=CompareSettings)
     stability: StabilitySettings = Field(default_factory=StabilitySettings)
     procedure: dict[str, Any] | None = Field(None, description="a method of the recipes axis: several stages in order")
+    analysis: dict[str, Any] | None = Field(
+        None, description="a method of the analysis axis: looked at before and after"
+    )
     output_dir: str | None = None
     seed: int = 0
 

@@ -333,7 +333,7 @@ class Loop:
             probe = self._probe(epoch)
             self._hold(self.tuner.choose(self.plain, probe))
             self.choice_flops += probe.flops[0]
-            self._record({"step": self.step_index, "epoch": epoch, "selection": self.selection.note})
+            self.record({"step": self.step_index, "epoch": epoch, "selection": self.selection.note})
         elif isinstance(self.tuner, PartialTuner):
             mode = getattr(self.tuner, "reselect", "never")
             key = {
@@ -723,7 +723,7 @@ class Loop:
         row = window.close(self)
         row["learning_rate"] = self.optimizer.param_groups[-1]["lr"]
         row["tokens_per_second"] = round(self.tokens * self.accelerator.num_processes / max(self.seconds, 1e-9), 1)
-        self._record(row)
+        self.record(row)
         self._tell("log", row)
         limit = self.settings.loss_watchdog_threshold
         if limit is not None:
@@ -731,7 +731,8 @@ class Loop:
             if len(recent) == self.settings.loss_watchdog_patience and min(recent) > limit:
                 self.stop_reason = f"loss stayed above loss_watchdog_threshold {limit}"
 
-    def _record(self, row: dict[str, Any]) -> None:
+    def record(self, row: dict[str, Any]) -> None:
+        """A row of the log: it is kept with checkpoints and written to metrics.jsonl."""
         self.history.append(row)
         if self.run is not None and self.accelerator.is_main_process:
             self.run.log(row)
@@ -777,7 +778,7 @@ class Loop:
             "eval_runtime": round(seconds, 3),
             "eval_samples_per_second": round(len(self.held_out or []) / max(seconds, 1e-9), 2),
         }
-        self._record(row)
+        self.record(row)
         self._tell("evaluated", row)
         metric = row.get(self.settings.metric_for_best_model, value)
         better = self.best is None or (

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from luthier.core.batch import Batch, Example
     from luthier.core.logprobs import Scorer
+    from luthier.core.loop import Loop
     from luthier.core.mixture import Other
     from luthier.core.probe import Probe
     from luthier.core.trainable import Selection
@@ -429,4 +430,20 @@ class Recipe(Method):
         `given` is what `luthier.run` was called with (resume, callbacks, quiet, bases), to be handed on to the runs
         inside. A run inside must be given a recipe whose `procedure` is None.
         """
+        raise NotImplementedError
+
+
+# -------------------------------------------------------------------------------------------------- analysis
+
+
+class Analysis(Method):
+    """What a run's model and data tell, as a table: `analysis: NAME` in a recipe.
+
+    every  steps between two looks, besides those before the first step and after the last; 0: none
+    """
+
+    every: int = 0
+
+    def table(self, loop: Loop) -> dict[str, Any]:
+        """Plain values by name. Leaves weights, gradients, modes and random state as they were."""
         raise NotImplementedError

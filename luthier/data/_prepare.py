@@ -106,8 +106,12 @@ def prepare(
     seed: int = 0,
     strict: bool = False,
     cache_dir: str | os.PathLike[str] | None = None,
+    keep: Sequence[str] = (),
 ) -> Prepared:
-    """Examples of a source (as in `read`) or of a RowTable. `options` are fields of the row type."""
+    """Examples of a source (as in `read`) or of a RowTable. `options` are fields of the row type.
+
+    `keep` names columns whose values examples carry along in their `extras`.
+    """
     began = time.perf_counter()
     table = source if isinstance(source, RowTable) else read(
         source, split=split, columns=columns, template=template, limit=limit, seed=seed, strict=strict
@@ -127,9 +131,9 @@ def prepare(
     if template_text and method.apply_chat_template == "auto" and all(map(_plain_texts, table.rows)):  # type: ignore[attr-defined]
         report.template = "none (plain texts; apply_chat_template: true renders them)"
     report.label_names = list(getattr(method, "label_names", None) or []) or None
-    path = _cache_path(cache_dir, table, method, template_text, tokenizer)
+    path = _cache_path(cache_dir, table, method, template_text, tokenizer, keep)
     held = _cache.load(path) if path else None
-    examples, arrays = _reused(held, report) if held else _built(method, table, tokenizer, report)
+    examples, arrays = _reused(held, report) if held else _built(method, table, tokenizer, report, keep)
     if strict and len(report.rejected) > len(table.rejected):
         origin, reason = report.rejected[len(table.rejected)]
         raise LuthierError(f"{origin}: {reason} (strict: true stops here; strict: false reports and skips)")
@@ -243,7 +247,12 @@ def _plain_texts(row: Mapping[str, Any]) -> bool:
 # Encoding
 
 
-def _built(method: DataSource, table: RowTable, tokenizer: Any, report: Report) -> tuple[list[Example], _cache.Arrays]:
+def _built(
+    method: DataSource, table: RowTable, tokenizer: Any, report: Report, keep: Sequence[str] = ()
+) -> tuple[list[Example], _cache.Arrays]:
+    for column in keep:
+        if column not in table.columns:
+            raise LuthierError(f"data: {nearest('column', column, table.columns)}")
     examples: list[Example] = []
     marks: Counter[str] = Counter()
     for start in range(0, len(table), _CHUNK):
@@ -253,6 +262,8 @@ def _built(method: DataSource, table: RowTable, tokenizer: Any, report: Report) 
             if isinstance(result, RowError):
                 report.rejected.append(Rejected(table.origins[i], str(result)))
             else:
+                if keep:
+                    result.example.extras = {**result.example.extras, **{k: table.rows[i].get(k) for k in keep}}
                 examples.append(result.example)
                 marks.update(result.marks)
     report.truncated, report.answers_cut = marks.pop("cut", 0), marks.pop("answer cut", 0)
@@ -307,11 +318,13 @@ _STORED = (
 )  # fmt: skip
 
 
-def _cache_path(folder: Any, table: RowTable, method: DataSource, template: str | None, tokenizer: Any) -> Path | None:
+def _cache_path(
+    folder: Any, table: RowTable, method: DataSource, template: str | None, tokenizer: Any, keep: Sequence[str] = ()
+) -> Path | None:
     if folder is None:
         return None
     rows, options = [table.sha256, table.origins], _plain(method)
-    key = _cache.key_of([DATA_VERSION, rows, method.name, options, template, fingerprint(tokenizer)])
+    key = _cache.key_of([DATA_VERSION, rows, method.name, options, template, fingerprint(tokenizer), *keep])
     return Path(folder) / f"{key}.safetensors"
 
 

@@ -89,6 +89,8 @@ def load(
     path = _run_output(Path(name).expanduser())
     if (path / "adapter_config.json").exists():
         base = json.loads((path / "adapter_config.json").read_text())["base_model_name_or_path"]
+        if not Path(base).exists() and Path(base).is_absolute() and (path.parent / Path(base).name).is_dir():
+            base = str(path.parent / Path(base).name)  # a run folder that was moved with a model and a prompt for it
         found = settings.model_copy(update={"model_name_or_path": base, "adapter": str(path)})
         out = _with_adapter(found, path, task, num_labels, label_names, problem_type)
         out.name = name

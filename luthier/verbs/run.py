@@ -46,7 +46,10 @@ class RunResult:
 
 @dataclass
 class Prepared:
-    """Everything that a run needs before its first step."""
+    """Everything that a run needs before its first step. A procedure may change it, and how it is measured and saved.
+
+    told  the recipe that the manifest tells and that makes the run again: the whole procedure's, in its last stage
+    """
 
     recipe: Recipe
     loaded: Loaded
@@ -55,6 +58,18 @@ class Prepared:
     train: Any
     held_out: Any
     tasks: list[Any] = field(default_factory=list)
+    told: Recipe | None = None
+
+    def measure(self, tuned: Loaded, before: Any) -> Any:
+        """The tuned model on the tasks; `before` are the answers of the untuned one."""
+        from luthier.evaluation import measure
+
+        decoder = self.recipe.method("decoding", "decoding")
+        return measure(tuned.subject(decoder, self.recipe.seed), self.tasks, base=before)
+
+    def save(self, folder: Path, tuned: Loaded) -> dict[str, Any]:
+        """Write the tuned model; what it weighs, for the manifest."""
+        return save_model(folder, tuned, self)
 
 
 def run(
@@ -65,6 +80,7 @@ def run(
     callbacks: Sequence[Any] = (),
     quiet: bool = False,
     bases: dict[str, Any] | None = None,
+    change: Callable[[Prepared], Prepared] | None = None,
 ) -> RunResult:
     """Run a recipe to the end.
 
@@ -72,6 +88,7 @@ def run(
     resume     True: the last checkpoint of output_dir; a path: that checkpoint
     callbacks  LoopCallback objects or transformers.TrainerCallback objects
     bases      what untuned models answered, by their hash: looked up and filled, so that runs share it
+    change     what a procedure makes of what was prepared, before anything is written or trained
 
     Raises ConfigError for a recipe that cannot be used and LuthierError for everything else that a user can mend.
     """
@@ -91,6 +108,8 @@ def run(
     say = _speaker(quiet or not main)
     checkpoint = _checkpoint(folder, resume)
     ready = prepare(told, say)
+    if change is not None:
+        ready = change(ready)
     if main:
         _open(folder, ready, resumed=checkpoint is not None)
     accelerator.wait_for_everyone()
@@ -109,7 +128,7 @@ def run(
         tuned = Loaded(loop.whole_model(), ready.loaded.tokenizer, ready.loaded.task, name, str(folder.path))
         results: dict[str, Any] = {}
         if main:
-            artefact = save_model(folder.path, tuned, ready)
+            artefact = ready.save(folder.path, tuned)
             results = _after(folder, ready, tuned, before, fitted, artefact, say)
         accelerator.wait_for_everyone()
     if main:
@@ -208,6 +227,7 @@ def _rows(recipe: Recipe, tokenizer: Any, loaded: Loaded | None, source: Any = N
         template=told.template,
         options={} if like is not None else options,
         limit=told.limit if like is None else None,
+        keep=told.keep,
         seed=recipe.seed,
         cache_dir=told.cache_dir,
     )
@@ -241,8 +261,10 @@ def _held_out(recipe: Recipe, rows: Any, loaded: Loaded) -> tuple[Any, Any]:
     assert told.train is not None  # `rows` came from it
     table = data.read(told.train, columns=told.columns, template=told.template, limit=told.limit, seed=recipe.seed)
     kept, held = data.split(table, told.val_size, seed=recipe.seed, stratify=told.stratify, group=told.group)
-    train = data.prepare(kept, tokenizer=loaded.tokenizer, type=rows.source, seed=recipe.seed)
-    return train, data.prepare(held, tokenizer=loaded.tokenizer, type=rows.source, seed=recipe.seed)
+    given: dict[str, Any] = {
+        "tokenizer": loaded.tokenizer, "type": rows.source, "keep": told.keep, "seed": recipe.seed,
+    }  # fmt: skip
+    return data.prepare(kept, **given), data.prepare(held, **given)
 
 
 def measured_tasks(recipe: Recipe) -> list[Any]:
@@ -279,11 +301,33 @@ def _callbacks(recipe: Recipe, given: Sequence[Any], quiet: bool) -> list[LoopCa
     out: list[LoopCallback] = [] if quiet else [Display(recipe.name or recipe.tuner["name"])]
     own = [c for c in given if isinstance(c, LoopCallback)]
     foreign = [c for c in given if not isinstance(c, LoopCallback)]
+    if recipe.analysis is not None:
+        own.append(_Look(recipe.method("analysis", "analysis")))
     if foreign:
         own.append(FromTransformers(foreign, recipe.train))
     if recipe.train.report_to not in ("none", [], None):
         own.append(Trackers(recipe.name or "luthier", recipe.resolved()["train"]))
     return out + own
+
+
+class _Look(LoopCallback):
+    """The recipe's analysis, before the first step, at every `every` steps of its own, and after the last."""
+
+    def __init__(self, analysis: Any):
+        self.analysis = analysis
+
+    def start(self, loop: Loop) -> None:
+        if loop.step_index == 0:
+            self._look(loop)
+
+    def step(self, loop: Loop) -> None:
+        every = self.analysis.every
+        if (every and loop.step_index % every == 0) or loop.step_index == loop.total:
+            self._look(loop)
+
+    def _look(self, loop: Loop) -> None:
+        found = {self.analysis.name: self.analysis.table(loop)}
+        loop.record({"step": loop.step_index, "epoch": loop.step_index / loop.plan.steps_per_epoch, "analysis": found})
 
 
 def _default_folder(recipe: Recipe) -> str:
@@ -309,14 +353,15 @@ def _checkpoint(folder: RunFolder, resume: bool | str | None) -> Path | None:
 
 
 def _open(folder: RunFolder, ready: Prepared, resumed: bool) -> None:
-    recipe = ready.recipe
+    recipe = ready.told or ready.recipe
     if (folder.path / "run.json").exists() and (resumed or recipe.train.resume_from_checkpoint or _unfinished(folder)):
-        _same_recipe(folder, recipe)
+        same_recipe(folder, recipe)
         folder.update(status="running", resumed=runs.now())
         if not resumed:
             folder.rewind(-1)
         return
-    entry = luthier.core.catalog.entry("tuners", recipe.tuner["name"])
+    whole = recipe.procedure
+    entry = luthier.core.catalog.entry(*(("recipes", whole["name"]) if whole else ("tuners", recipe.tuner["name"])))
     folder.create(
         {
             "luthier": luthier.__version__,
@@ -336,6 +381,7 @@ def _open(folder: RunFolder, ready: Prepared, resumed: bool) -> None:
             "method": {
                 "tuner": recipe.tuner["name"],
                 "objective": recipe.objective["name"],
+                "procedure": whole["name"] if whole else None,
                 "title": entry.title.partition(": ")[0],
                 "paper": entry.paper,
                 "summary": first_up(entry.title.partition(": ")[2]),
@@ -350,7 +396,7 @@ def _unfinished(folder: RunFolder) -> bool:
     return folder.manifest["status"] in ("running", "failed", "interrupted") and not folder.checkpoints()
 
 
-def _same_recipe(folder: RunFolder, recipe: Recipe) -> None:
+def same_recipe(folder: RunFolder, recipe: Recipe) -> None:
     before, now = folder.manifest["recipe"], recipe.resolved()
     free = ("output_dir", "evaluate", "name", "compare")
     for section, value in now.items():
@@ -440,19 +486,20 @@ def _after(
     artefact: dict[str, Any],
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    from luthier.evaluation import measure, pair
+    from luthier.evaluation import pair
     from luthier.evaluation._compare import samples
 
     cost = {**fitted.cost, "stored_bytes": artefact["bytes"], "stored_parameters": artefact.pop("parameters")}
     results: dict[str, Any] = {"tasks": {}, "base": {}, "tuned": {}, "paired": {}}
     if before is not None:
         say("measuring the tuned model")
-        decoder = ready.recipe.method("decoding", "decoding")
-        after = measure(tuned.subject(decoder, ready.recipe.seed), ready.tasks, base=before)
+        after = ready.measure(tuned, before)
         results = pair(before, after)
         runs.write_lines(folder.path / "samples.jsonl", samples(before, after, ready.recipe.evaluate.samples))
         runs.write_lines(folder.path / "generated_predictions.jsonl", after.predictions())
     results["cost"] = cost
+    if looked := [{"step": r["step"], **r["analysis"]} for r in fitted.log if "analysis" in r]:
+        results["analysis"] = looked
     folder.update(artefact=artefact)
     runs.write_json(folder.path / "results.json", results)
     _transformers_files(folder, fitted, results)
@@ -542,7 +589,7 @@ def _name_base(file: Path, ready: Prepared) -> None:
 
 
 def _card(ready: Prepared) -> str:
-    recipe = ready.recipe
+    recipe = ready.told or ready.recipe
     name, tuner, objective = ready.loaded.name, recipe.tuner["name"], recipe.objective["name"]
     kind = "peft" if ready.tuner.artefact == "adapter" else "transformers"
     dump = yaml.safe_dump(recipe.resolved(), sort_keys=False)
