@@ -168,10 +168,10 @@ class Personalize(Recipe):
         return out
 
     def open(self, place: RunFolder, recipe: RunRecipe, mine: Sequence[Project], resume: bool) -> None:
-        from luthier.verbs.run import _same_recipe
+        from luthier.verbs.run import same_recipe
 
         if resume and (place.path / "run.json").exists():
-            _same_recipe(place, recipe)
+            same_recipe(place, recipe)
             place.update(status="running", resumed=runs.now())
             return
         entry = catalog.entry("recipes", self.name)

@@ -28,6 +28,7 @@ class Plan:
     tuner: str
     objective: str
     trainable_parameters: int
+    total_parameters: int
     base_parameters: int
     rows: int
     rows_rejected: int
@@ -42,11 +43,12 @@ class Plan:
         return asdict(self)
 
     def text(self) -> str:
-        share = 100 * self.trainable_parameters / self.base_parameters
+        share, of_base = (100 * self.trainable_parameters / n for n in (self.total_parameters, self.base_parameters))
         lines = [
             f"{self.model} by {self.tuner} under {self.objective}",
-            f"trainable params: {self.trainable_parameters:,} || base params: {self.base_parameters:,} "
+            f"trainable params: {self.trainable_parameters:,} || all params: {self.total_parameters:,} "
             f"|| trainable%: {share:.4f}",
+            f"         {of_base:.4f}% of the {self.base_parameters:,} of the base",
             f"rows:    {self.rows:,} ({self.rows_rejected:,} rejected), {self.tokens_per_epoch:,} tokens an epoch",
             f"steps:   {self.steps:,}",
             f"memory:  {self.memory_bytes / 2**20:,.0f} MiB for parameters, gradients, optimiser and one graph",
@@ -88,7 +90,7 @@ def plan(recipe: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | 
     memory = meter.memory_bytes(model, loop.optimizer, cost["saved_tensor_bytes"])
     return Plan(
         ready.loaded.name, ready.tuner.name, ready.objective.name, cost["trainable_parameters"],
-        cost["base_parameters"], ready.train.report.examples, len(ready.train.report.rejected),
+        cost["total_parameters"], cost["base_parameters"], ready.train.report.examples, len(ready.train.report.rejected),
         ready.train.report.tokens, total, memory, cost["forward_flops"] + cost["backward_flops"], step, step * total,
     )  # fmt: skip
 

@@ -19,7 +19,7 @@ from luthier.data._family import GroupRows, needed
 
 
 @dataclass(frozen=True)
-class Repair(GroupRows):
+class Repairs(GroupRows):
     paper: ClassVar[str] = "arXiv:2404.12636"
     cards: ClassVar[tuple[int, ...]] = (50,)
     detected: ClassVar[bool] = True
