@@ -27,7 +27,7 @@ HELD_OUT = (("operator", "line 2"), ("constant", "line 3"))
 """Bugs, and where they are, that training never shows."""
 
 
-class Repairs(Experiment):
+class Repair(Experiment):
     scope: ClassVar[str] = "this size"
     model: ClassVar[str] = "nano-1m"
     train_rows: ClassVar[int] = 1500
