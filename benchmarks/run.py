@@ -1,6 +1,6 @@
 """All benchmarks: each contender in a fresh process, in turns, and a table of ratios. `make bench` runs this.
 
-    python -m benchmarks.run [--quick] [--threads 1 2] [--repeats 3] [--only sft dpo overhead packing layer_cache modules]
+    python -m benchmarks.run [--quick] [--threads 1 2] [--repeats 3] [--only sft dpo modules ...]
 
 Speed is compared within a repeat, where contenders run one after the other (A B C, A B C, ...): a ratio is the median
 over repeats, with the smallest and the largest in brackets. With one thread the clock is the CPU time of the process,
@@ -35,14 +35,10 @@ CONTENDERS = {
 }
 TARGETS = {("sft", "trl", ""): 4.0, ("sft", "transformers", ""): 1.8, ("dpo", "trl", "stored"): 5.0}
 SIZES = {
-    "sft": (12, 8),
-    "dpo": (8, 4),
-    "overhead": (12, 8),
-    "packing": (2, 8),
-    "layer_cache": (6, 8),
-    "modules": (16, 4),
-}
-"""(optimiser steps, examples a step) of each benchmark."""
+    "sft": (12, 8), "dpo": (8, 4), "overhead": (12, 8), "packing": (2, 8), "decoding": (48, 16), "edits": (17, 1),
+    "layer_cache": (6, 8), "modules": (16, 4),
+}  # fmt: skip
+"""(optimiser steps, examples a step) of each benchmark; of decoding (new tokens, rows), of edits (layers, 1)."""
 
 
 def main() -> None:
@@ -50,6 +46,7 @@ def main() -> None:
     found: dict[str, Any] = {"machine": machine(), "sizes": SIZES, "threads": {}}
     if told.add:
         found = json.loads(told.out.read_text(encoding="utf-8"))
+        found["sizes"] = {**SIZES, **found["sizes"]}
     for threads in told.threads:
         part = found["threads"].setdefault(str(threads), {})
         for name in told.only:
@@ -210,8 +207,9 @@ def table(found: dict[str, Any]) -> str:
         parts = [found["threads"][t].get(name, {}).get(key, {}) for t in threads]
         others = [c for c in CONTENDERS[name] if not c.startswith("luthier") and any(c in p for p in parts)]
         lines += [_comparison(name, other, stored, parts) for other in others]
-    lines += _overheads(found["threads"])
-    return "\n".join(lines + _modules(found["threads"]) + _layer_cache(found["threads"]))
+    lines += [*_overheads(found["threads"]), *_decoding(found["threads"]), *_edits(found["threads"])]
+    lines += [*_modules(found["threads"]), *_layer_cache(found["threads"])]
+    return "\n".join(lines)
 
 
 def _comparison(name: str, other: str, stored: str, parts: list[dict[str, Any]]) -> str:
@@ -235,6 +233,43 @@ def _overheads(threads: dict[str, Any]) -> list[str]:
             found = [r["overhead"] for r in part[size]]
             cells.append(f"{statistics.median(found):+.1%} ({min(found):+.1%} to {max(found):+.1%})")
         lines.append(f"| loop over bare loop, {size} parameters | {' | '.join(cells)} | | under 5% |")
+    return lines
+
+
+def _decoding(threads: dict[str, Any]) -> list[str]:
+    """One line a number of rows: three models at one step, then drafts."""
+    told = [part["decoding"]["rows"] if "decoding" in part else [] for part in threads.values()]
+    lines = []
+    for i in range(max(map(len, told), default=0)):
+        some = [rows[i] if rows else None for rows in told]
+        n = next(r["rows"] for r in some if r is not None)
+        kinds = {
+            f"three models against the sum of their parts, {n} row{'s' * (n != 1)}": lambda r: f"{r['share']:.2f}",
+            f"drafts against none, greedy, {n} row{'s' * (n != 1)}": lambda r: _drafts(r["greedy"]),
+            f"drafts against none, drawn, {n} row{'s' * (n != 1)}": lambda r: _drafts(r["drawn"]),
+        }
+        for j, (title, cell) in enumerate(kinds.items()):
+            cells = ["" if r is None else cell(r) for r in some]
+            lines.append(f"| decoding: {title} | {' | '.join(cells)} | | {'' if j else 'at least 0.9'} |")
+    return lines
+
+
+def _drafts(told: dict[str, float]) -> str:
+    return f"{told['speedup']:.2f}x ({told['accepted']:.0%} accepted, {told['tokens_per_read']:.1f} tokens a forward)"
+
+
+def _edits(threads: dict[str, Any]) -> list[str]:
+    """Time of an edit over that of reading its inputs and writing its output once, and memory beyond that copy."""
+    parts = [part.get("edits") for part in threads.values()]
+    names = dict.fromkeys(r["edit"] for part in parts if part for r in part["rows"])
+    lines = []
+    for name in names:
+        rows = [next((r for r in part["rows"] if r["edit"] == name), None) if part else None for part in parts]
+        cells = ["{:.2f}x ({:.2f} to {:.2f})".format(*r["ratio"]) if r else "" for r in rows]
+        tensors = statistics.median(r["tensors"] for r in rows if r)
+        lines.append(
+            f"| edit {name} over a copy | {' | '.join(cells)} | + {tensors:.1f} largest tensors | at most 1.5x |"
+        )
     return lines
 
 

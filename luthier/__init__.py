@@ -23,6 +23,7 @@ _VERBS = {
     "evaluate": "luthier.verbs.evaluate",
     "generate": "luthier.verbs.generate",
     "merge": "luthier.verbs.merge",
+    "edit": "luthier.verbs.edit",
     "reproduce": "luthier.verbs.reproduce",
     "load": "luthier.verbs.load",
 }

@@ -36,6 +36,20 @@ def _overrides(context: typer.Context) -> dict[str, Any]:
     return parse_flags(context.args)
 
 
+def _decoding(name: str | None, words: list[str]) -> tuple[list[str], dict[str, Any] | None]:
+    """What a list of words says before its first flag, and the decoding section that the flags make.
+
+    Flags that a verb does not know stand among the words of its last argument, which takes any number of them.
+    """
+    from luthier.core.config import ConfigError, parse_flags
+
+    first = next((i for i, w in enumerate(words) if w.startswith("--") and len(w) > 2), len(words))
+    told = parse_flags(words[first:])
+    if told and name is None:
+        raise ConfigError(f"--{next(iter(told))} is an option of a decoding method: name it by --decoding")
+    return words[:first], None if name is None else {"name": name, **told}
+
+
 @app.command(context_settings=FLAGS)
 def run(
     context: typer.Context,
@@ -128,54 +142,57 @@ def show(method: Annotated[str, typer.Argument(help="name, or axis/name")]) -> N
     print(story(method))
 
 
-@app.command()
+@app.command(context_settings=FLAGS)
 def chat(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="model, run, adapter or delta folder")],
     system: Annotated[str | None, typer.Option(help="system prompt")] = None,
     max_new_tokens: int = 256,
+    decoding: Annotated[str, typer.Option(help="method; its options are flags: --top_p 0.9")] = "greedy",
 ) -> None:
     """Talk to a model in the terminal."""
     from luthier.verbs.generate import chat as verb
 
-    verb(model, system, max_new_tokens)
+    verb(model, system, max_new_tokens, _decoding(decoding, context.args)[1] or decoding)
 
 
 @app.command(context_settings=FLAGS)
 def generate(
-    context: typer.Context,
     model: Annotated[str, typer.Argument(help="model, run, adapter or delta folder")],
     prompt: Annotated[list[str], typer.Argument(help="one or more prompts; '-' reads lines from standard input")],
     max_new_tokens: int = 64,
-    decoding: str = "greedy",
+    decoding: Annotated[str, typer.Option(help="method; its options are flags: --top_p 0.9")] = "greedy",
 ) -> None:
     """Texts that follow the prompts, one line of JSON each."""
     from luthier.verbs.generate import generate as verb
 
+    prompt, told = _decoding(decoding, prompt)
     prompts = [line.rstrip("\n") for line in sys.stdin] if prompt == ["-"] else prompt
-    told = {"name": decoding, **_overrides(context)}
     for p, text in zip(prompts, verb(model, prompts, max_new_tokens=max_new_tokens, decoding=told), strict=True):
         print(json.dumps({"prompt": p, "text": text}, ensure_ascii=False))
 
 
-@app.command()
+@app.command(context_settings=FLAGS)
 def evaluate(
     model: Annotated[str, typer.Argument(help="model, run, adapter or delta folder")],
     tasks: Annotated[
         list[str], typer.Argument(help="task files or names, or names of lm-evaluation-harness with --harness")
     ],
     base: Annotated[str | None, typer.Option(help="another model, compared on the same items")] = None,
+    ceiling: Annotated[str | None, typer.Option(help="a model tuned directly: how much of the gap is closed")] = None,
     harness: Annotated[bool, typer.Option("--harness", help="tasks of lm-evaluation-harness")] = False,
     limit: int | None = None,
+    decoding: Annotated[str | None, typer.Option(help="method; its options are flags: --top_p 0.9")] = None,
     output: Annotated[Path | None, typer.Option(help="write results.json here")] = None,
 ) -> None:
     """Measure a model on tasks, alone or against another one."""
     from luthier.verbs.evaluate import evaluate as verb
 
-    print(
-        json.dumps(
-            verb(model, tasks, base=base, harness=harness, limit=limit, output=output), indent=1, ensure_ascii=False
-        )
-    )
+    tasks, told = _decoding(decoding, tasks)
+    found = verb(
+        model, tasks, base=base, ceiling=ceiling, harness=harness, limit=limit, output=output, decoding=told
+    )  # fmt: skip
+    print(json.dumps(found, indent=1, ensure_ascii=False))
 
 
 @app.command()
@@ -183,14 +200,25 @@ def merge(
     sources: Annotated[
         list[str], typer.Argument(help="an adapter or delta folder or run; or several model folders to average")
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="folder of the merged model")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="folder of the merged model")] = None,
     weights: Annotated[str, typer.Option(help="for several models: 0.7,0.3")] = "",
+    builds: Annotated[
+        str,
+        typer.Option(help="nf4 or int8: compare five ways to ship an adapter of such a base; writes nothing itself"),
+    ] = "",
 ) -> None:
     """Put an adapter or a delta into the weights, and check that the merged model says the same."""
+    from luthier.core.config import ConfigError
+    from luthier.verbs.builds import builds as compare_builds
     from luthier.verbs.merge import merge as verb
 
+    if builds:
+        print(compare_builds(sources[0], builds).text())
+    elif output is None:
+        raise ConfigError("merge: --output is missing: name the folder of the merged model")
     told = [float(w) for w in weights.split(",") if w] or None
-    print(verb(sources[0] if len(sources) == 1 else sources, output, weights=told).text())
+    if output is not None:
+        print(verb(sources[0] if len(sources) == 1 else sources, output, weights=told).text())
 
 
 @app.command(context_settings=FLAGS)
@@ -200,8 +228,10 @@ def edit(
 ) -> None:
     """Change weights without training, by a method of the edits axis."""
     from luthier.verbs.edit import edit as verb
+    from luthier.verbs.edit import report
 
-    print(verb(recipe, _overrides(context)).path)
+    done = verb(recipe, _overrides(context), say=lambda text: print(text, file=sys.stderr))
+    print(report(done))
 
 
 @app.command()
@@ -323,7 +353,8 @@ def _explain(error: Exception) -> int:
     from luthier.core.method import LuthierError
 
     if isinstance(error, LuthierError):
-        print(f"luthier: {error}", file=sys.stderr)
+        red = ("\033[31m", "\033[0m") if sys.stderr.isatty() else ("", "")
+        print(f"{red[0]}luthier: {error}{red[1]}", file=sys.stderr)
         return 1
     import traceback
 

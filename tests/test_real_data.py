@@ -220,6 +220,26 @@ def _lines(path: Path) -> list[tuple[str, str]]:
     return [(line, f"{path}:{i}") for i, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1) if line]
 
 
+@with_data
+def test_cranfield_is_written_whole_and_test_queries_train_nothing(tmp_path: Path) -> None:
+    real_data.cranfield(DATA, tmp_path)
+    corpus, queries, rows = (
+        [json.loads(line) for line in (tmp_path / f"{n}.jsonl").read_text().splitlines()]
+        for n in ("corpus", "queries", "train")
+    )
+    texts, asked = {d["_id"]: d["text"] for d in corpus}, {q["_id"]: q["query"] for q in queries}
+    assert (len(texts), len(asked)) == (1398, 225)  # documents 471 and 995 are empty
+    assert texts["1"].startswith("experimental investigation of the aerodynamics of a wing in a slipstream . an exp")
+    assert asked["3"].startswith("what problems of heat conduction")
+    qrels = [line.split("\t") for line in (tmp_path / "qrels.tsv").read_text().splitlines()[1:]]
+    assert all(int(q) % 3 == 0 and d in texts and 1 <= int(g) <= 4 for q, d, g in qrels)
+    assert ("3", "5") in {(q, d) for q, d, _ in qrels}
+    trained = {r["query_id"] for r in rows}
+    assert not trained & {q for q, _, _ in qrels}
+    assert not {r["query"] for r in rows} & {asked[q] for q, _, _ in qrels}
+    assert all(r["query"] == asked[r["query_id"]] and r["positive"] in {texts[d] for d in r["relevant"]} for r in rows)
+
+
 TINY = {
     "data.limit": 24, "max_steps": 2, "logging_steps": 1, "evaluate.limit": 4,
     "per_device_train_batch_size": 4, "torch_threads": 1, "data.max_length": 64,
@@ -235,16 +255,21 @@ def test_recipes_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     if reason := real_data.missing(experiment, ENV):
         pytest.skip(reason)
     monkeypatch.setenv("LUTHIER_MINILM", ENV.get("LUTHIER_MINILM", ""))
-    folder = tmp_path / "out"
+    env, folder, tiny = dict(ENV), tmp_path / "out", {**TINY, **experiment.tiny}
+    if experiment.makes is not None:
+        place, write = experiment.makes
+        write(DATA, tmp_path / "made", documents=60)
+        monkeypatch.setenv(place, str(tmp_path / "made"))
+        env[place] = str(tmp_path / "made")
     if experiment.verb == "run":
-        done = luthier.run(experiment.recipe, overrides={**TINY, "output_dir": str(folder)}, quiet=True)
+        done = luthier.run(experiment.recipe, overrides={**tiny, "output_dir": str(folder)}, quiet=True)
         assert done.report.exists()
     else:
         methods = list(yaml.safe_load(experiment.recipe.read_text())["compare"]["methods"])
         few = methods[:: max(1, len(methods) // 3)]  # of many, some of each kind: every tuner has a battery of its own
-        done = luthier.compare(experiment.recipe, methods=few, overrides=TINY, seeds=1, output_dir=folder, quiet=True)
+        done = luthier.compare(experiment.recipe, methods=few, overrides=tiny, seeds=1, output_dir=folder, quiet=True)
         assert [c["status"] for c in done.told["cells"]] == ["done"] * len(done.told["methods"])
-    made = real_data.record(experiment, folder, ENV)
+    made = real_data.record(experiment, folder, env)
     assert made["summary"]
     assert [(m["task"], m["metric"]) for m in made["measured"]] == list(experiment.measures)
     assert str(DATA) not in json.dumps(made)

@@ -22,6 +22,7 @@ from luthier.core.batch import (
     Batch,
     GroupExample,
     LabelledExample,
+    SearchExample,
     SourceTargetExample,
     TextExample,
     collate_groups,
@@ -120,6 +121,8 @@ MORE_ARCHITECTURES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "t5-gated": (
         "T5ForConditionalGeneration", "seq2seq_lm", "encoder-decoder", _t5_like(feed_forward_proj="gated-gelu"),
     ),
+    "bert-embedding": ("BertModel", "embedding", "encoder", _bert_like()),
+    "llama-embedding": ("LlamaModel", "embedding", "decoder", _llama_like()),
     "llama-classifier": ("LlamaForSequenceClassification", "classification", "decoder", _llama_like(num_labels=CLASSES)),
 }  # fmt: skip
 """Further layouts, for the anatomy's and the core's own tests."""
@@ -178,6 +181,18 @@ def groups(n: int = 4, answers: int = 2, seed: int = 2) -> tuple[GroupExample, .
 
 
 @cache
+def wordings(n: int = 4, answers: int = 2, seed: int = 5) -> tuple[GroupExample, ...]:
+    """Groups whose answers are the same after beginnings that differ and do not count."""
+    rng = np.random.default_rng(seed)
+    out = []
+    for row in range(n):
+        prompt, answer = _words(rng, int(rng.integers(1, 4))), _words(rng, int(rng.integers(2, 6)))
+        before = [_words(rng, int(rng.integers(1, 4))) for _ in range(answers)]
+        out.append(GroupExample(row, prompt, [b + answer for b in before], given=[len(b) for b in before]))
+    return tuple(out)
+
+
+@cache
 def labelled(problem: str = "single_label_classification", n: int = 6, seed: int = 3) -> tuple[LabelledExample, ...]:
     rng = np.random.default_rng(seed)
     labels: dict[str, Callable[[], int | float | list[float]]] = {
@@ -196,6 +211,23 @@ def sources_targets(n: int = 6, seed: int = 4) -> tuple[SourceTargetExample, ...
         SourceTargetExample(row, _words(rng, int(rng.integers(3, 8))), _words(rng, int(rng.integers(3, 6))))
         for row in range(n)
     )
+
+
+@cache
+def searches(paired: bool = False, n: int = 6, seed: int = 5) -> tuple[SearchExample, ...]:
+    """Two to four documents a query. Some are the same text: that of a right document under another query, of a query
+    asked twice, and of one negative of two queries."""
+    rng = np.random.default_rng(seed)
+    documents = [_words(rng, int(rng.integers(3, 9))) for _ in range(3 * n)]
+    queries = [_words(rng, int(rng.integers(2, 6))) for _ in range(n)]
+    queries[1] = queries[0]
+    out = []
+    for row, query in enumerate(queries):
+        own = [3 * row, 3 * row + 1, *([3 * row + 2] if row % 2 else [])]
+        own += {0: [], 1: [7], 2: [9], 3: [7], 4: [], 5: []}[row % 6]
+        sequences = [[*query, *documents[k]] for k in own] if paired else [documents[k] for k in own]
+        out.append(SearchExample(row, [] if paired else query, sequences, own, hash(tuple(query)) >> 1))
+    return tuple(out)
 
 
 # ------------------------------------------------------------------------------------------------ the world

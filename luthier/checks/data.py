@@ -19,6 +19,7 @@ from luthier.checks._compare import require
 from luthier.core.batch import (
     GroupExample,
     LabelledExample,
+    SearchExample,
     SourceTargetExample,
     TextExample,
     collate_groups,
@@ -30,6 +31,8 @@ from luthier.core.method import DataSource, RowError
 
 TRAINED = ("maple", "river", "stone", "cloud", "amber")
 OTHER = ("copper", "window", "garden", "ladder", "pencil")
+ANSWERS = ("chosen", "rejected", "completion", "repair", "guided_repair")
+"""Columns that are answers to a prompt, in the order of a group."""
 DIRECTION = {"source_lang": "en", "target_lang": "de"}
 """Options that say which of two languages is the source, for types that cannot know."""
 
@@ -51,6 +54,9 @@ def _value(column: str, row: int) -> Any:
         "completion": trained,
         "chosen": trained,
         "rejected": _said(TRAINED, row + 1, 4),
+        "prompts": [_said(OTHER, row + k, 2 + k) + " " for k in range(2)],
+        "repair": trained,
+        "guided_repair": _said(TRAINED, row + 1, 4),
         "text": trained,
         "sentence1": trained,
         "segments": [
@@ -63,6 +69,9 @@ def _value(column: str, row: int) -> Any:
         "source": other,
         "target": trained,
         "translation": {"en": other, "de": trained},
+        "query": other,
+        "anchor": other,
+        "positive": trained,
     }[column]  # fmt: skip
 
 
@@ -116,12 +125,13 @@ class World:
 
 
 def worlds(method: DataSource) -> list[World]:
-    layout = {LabelledExample: "encoder", SourceTargetExample: "seq2seq"}.get(method.example_kind, "causal")  # type: ignore[attr-defined]
+    layouts = {LabelledExample: "encoder", SearchExample: "encoder", SourceTargetExample: "seq2seq"}
+    layout = layouts.get(method.example_kind, "causal")  # type: ignore[attr-defined]
     return [World(i, layout) for i in range(max(len(columns) for columns in method.columns))]
 
 
 texts_only = when(lambda method: method.example_kind is TextExample)
-tokens_trained = when(lambda method: method.example_kind is not LabelledExample)
+tokens_trained = when(lambda method: method.example_kind not in (LabelledExample, SearchExample))
 limited = when(lambda method: "max_length" in {f.name for f in fields(method)})
 first_columns = on(lambda world: world.alternative == 0)
 
@@ -152,8 +162,11 @@ def check_trained_text(method: DataSource, world: World) -> None:
     tokenizer = world.tokenizer
     for row, example in zip(world.rows(method), world.examples(method)):
         if isinstance(example, GroupExample):
-            columns = [("chosen",), ("rejected",)] if "chosen" in row else [("completion",)]
-            parts: list[tuple[list[int], tuple[str, ...]]] = list(zip(example.answers, columns, strict=True))
+            columns = [(c,) for c in ANSWERS if c in row]
+            if example.given is not None:  # one answer after several prompts
+                columns *= len(example.given)
+            trained = [a[g:] for a, g in zip(example.answers, example.given or [0] * len(columns), strict=True)]
+            parts: list[tuple[list[int], tuple[str, ...]]] = list(zip(trained, columns, strict=True))
         elif isinstance(example, SourceTargetExample):
             parts = [(example.target, ("target", "translation"))]
         else:
@@ -169,10 +182,13 @@ def check_trained_text(method: DataSource, world: World) -> None:
 def check_whole_text(method: DataSource, world: World) -> None:
     """All tokens of an example decode to all words of the row."""
     for row, example in zip(world.rows(method), world.examples(method)):
-        if isinstance(example, GroupExample):
-            ids = [*example.prompt, *(t for a in example.answers for t in a)]
-        else:
-            ids = [*example.ids, *getattr(example, "target", [])]
+        if isinstance(example, GroupExample) and example.given is not None:
+            for asked, answer in zip(row["prompts"], example.answers, strict=True):
+                found = _words(world.tokenizer.decode(example.prompt + answer))
+                wanted = _words(asked + row["completion"])
+                require(found == wanted, f"tokens read {found}, the row says {wanted}")
+            continue
+        ids = _all_ids(example)
         if "input_ids" in row:
             row = {"input_ids": world.tokenizer.decode(row["input_ids"])}
         wanted = sorted(w for s in _strings(row) for w in _words(s))
@@ -180,13 +196,21 @@ def check_whole_text(method: DataSource, world: World) -> None:
         require(found == wanted, f"tokens read {found}, the row says {wanted}")
 
 
+def _all_ids(example: Any) -> list[int]:
+    if isinstance(example, GroupExample):
+        return [*example.prompt, *(t for a in example.answers for t in a)]
+    if isinstance(example, SearchExample):
+        return [t for part in example.sequences for t in part]
+    return [*example.ids, *getattr(example, "target", [])]
+
+
 def check_kind(method: DataSource, world: World) -> None:
     """Examples are of the kind that is stated, carry their row, and hold tokens of the vocabulary."""
     for row, example in enumerate(world.examples(method)):
         require(type(example) is method.example_kind, f"a {type(example).__name__} was made")  # type: ignore[attr-defined]
         require(example.row == row and len(example) > 0, f"row {row}: row {example.row}, {len(example)} tokens")
-        ids = example.prompt if isinstance(example, GroupExample) else example.ids
-        require(all(0 <= t < len(world.tokenizer) for t in ids), "a token is not in the vocabulary")
+        known = len(world.tokenizer)
+        require(all(0 <= t < known for t in _all_ids(example)), "a token is not in the vocabulary")
 
 
 def check_bad_rows(method: DataSource, world: World) -> None:
@@ -261,6 +285,9 @@ def _fits(short: Any, full: Any, limit: int) -> None:
     if isinstance(short, GroupExample):
         require(len(short.prompt) + max(map(len, short.answers)) <= limit, "prompt and answer exceed max_length")
         return
+    if isinstance(short, SearchExample):
+        require(max(map(len, short.sequences)) <= limit, f"a text is longer than max_length {limit}")
+        return
     require(len(short.ids) <= limit, f"{len(short.ids)} tokens at max_length {limit}")
     if isinstance(short, TextExample):
         n = len(short.ids)
@@ -274,7 +301,7 @@ def check_batch(method: DataSource, world: World) -> None:
     examples = world.examples(method)
     if isinstance(examples[0], GroupExample):
         batches = [collate_groups(examples, 0, share_prompt=share) for share in (False, True)]
-        wanted = [t for e in examples for a in e.answers for t in a]
+        wanted = [t for e in examples for a, g in zip(e.answers, e.given or [0] * len(e.answers)) for t in a[g:]]
     elif isinstance(examples[0], SourceTargetExample):
         batches = [collate_source_target(examples, 0, 0)]
         wanted = [t for e in examples for t in e.target]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import wraps
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from luthier.checks._battery import on, when
 from luthier.checks._compare import require
 from luthier.checks._models import PAD, VOCABULARY, model_of
 from luthier.core.method import Decoder, Generation, Limits
+from luthier.core.mixture import Mixture, Other
 
 PROMPTS = ([11, 25, 7], [30, 9, 41, 8, 52, 17], [64], [11, 25, 7, 33], [12, 13])
 NEUTRAL = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
@@ -33,19 +36,43 @@ class World:
             model.get_output_embeddings().weight.mul_(3.0)
         return model
 
+    def other(self, name: Any) -> Other:
+        """A model beside the one that is asked: the same architecture with other weights, by its name alone."""
+        model, rng = self.model(), torch.Generator().manual_seed(zlib.crc32(str(name).encode()))
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(0.3 * p.std(unbiased=False) * torch.randn(p.shape, generator=rng))
+        return Other(model, None, str(name))
+
     @torch.no_grad()
-    def logp(self, model: Any, prompt: Sequence[int], said: Sequence[int]) -> torch.Tensor:
-        """(V,) log-probabilities of what follows, read whole and without a cache."""
+    def scores(self, model: Any, prompt: Sequence[int], said: Sequence[int]) -> torch.Tensor:
+        """(V,) scores of what follows, read whole and without a cache; of every model of a sum."""
+        if isinstance(model, Mixture):
+            return model.combine([self.scores(m.model, m.wrap(prompt), said)[None] for m in model.members])[0]
         if self.kind == "decoder":
             logits = model(input_ids=torch.tensor([[*prompt, *said]])).logits
         else:
             read = torch.tensor([[model.config.decoder_start_token_id, *said]])
             logits = model(input_ids=torch.tensor([list(prompt)]), decoder_input_ids=read).logits
-        return logits[0, -1].double().log_softmax(-1)
+        return logits[0, -1].double()
+
+    def logp(self, model: Any, prompt: Sequence[int], said: Sequence[int]) -> torch.Tensor:
+        """(V,) log-probabilities of what follows."""
+        return self.scores(model, prompt, said).log_softmax(-1)
 
 
 def worlds(method: Decoder) -> list[World]:
     return [World("llama", "decoder"), World("gpt2", "decoder"), World("t5", "encoder-decoder")]
+
+
+def bound(check: Callable[[Any, World], None]) -> Callable[[Any, World], None]:
+    """The check gets the method with the other models that it names, if it names any."""
+
+    @wraps(check)
+    def run(method: Decoder, world: World) -> None:
+        check(method.for_models(world.other), world)
+
+    return run
 
 
 def _options(method: Decoder) -> set[str]:
@@ -63,6 +90,7 @@ samples = when(lambda method: "temperature" in _options(method))
 decoders = on(lambda world: world.label == "llama")
 
 
+@bound
 def check_alone(method: Decoder, world: World) -> None:
     """A row alone says what it says in a batch, whatever the padding and the order."""
     model, limits = world.model(), Limits(max_new_tokens=6, pad_id=PAD, seed=3)
@@ -74,20 +102,22 @@ def check_alone(method: Decoder, world: World) -> None:
     same(together, method.generate(model, PROMPTS, replace(limits, pad_id=5)), "with another padding id")
 
 
+@bound
 def check_repeatable(method: Decoder, world: World) -> None:
     """The same seed gives the same answers; torch's global random state neither matters nor moves; the model rests."""
     model, limits = world.model().train(), Limits(max_new_tokens=5, seed=1)
-    weights = {n: p.detach().clone() for n, p in model.named_parameters()}
+    weights = {n: p.detach().clone() for n, p in method.over(model).named_parameters()}
     first = method.generate(model, PROMPTS, limits)
     torch.manual_seed(123)
     state = torch.get_rng_state()
     same(first, method.generate(model, PROMPTS, limits), "twice")
     require(torch.equal(state, torch.get_rng_state()), "decoding advanced torch's global generator")
     require(model.training, "decoding left the model in evaluation mode")
-    for name, parameter in model.named_parameters():
+    for name, parameter in method.over(model).named_parameters():
         require(torch.equal(parameter, weights[name]) and parameter.grad is None, f"decoding touched {name}")
 
 
+@bound
 def check_stops(method: Decoder, world: World) -> None:
     """Each row ends at its own stop token, which is not part of it, or at max_new_tokens; others go on unchanged."""
     model, limits = world.model(), Limits(max_new_tokens=6, seed=3)
@@ -109,6 +139,7 @@ def check_stops(method: Decoder, world: World) -> None:
     )
 
 
+@bound
 def check_logp(method: Decoder, world: World) -> None:
     """`logp` is the model's own log-probability of what was said, the stop token included, without a cache."""
     model, limits = world.model(), Limits(max_new_tokens=4, seed=5)
@@ -116,11 +147,12 @@ def check_logp(method: Decoder, world: World) -> None:
     for told in (limits, replace(limits, stop_ids=(stop,))):
         for prompt, g in zip(PROMPTS, method.generate(model, PROMPTS, told)):
             said = [*g.ids, stop] if g.stopped else g.ids
-            wanted = sum(float(world.logp(model, prompt, said[:t])[token]) for t, token in enumerate(said))
+            wanted = sum(float(world.logp(method.over(model), prompt, said[:t])[token]) for t, token in enumerate(said))
             require(abs(g.logp - wanted) < 1e-3, f"logp {g.logp:.5f} of {said}, recomputed {wanted:.5f}")
 
 
 @samples
+@bound
 def check_cold(method: Any, world: World) -> None:
     """At temperature 0, and in the limit towards it, the likeliest token is taken."""
     model, limits = world.model(), Limits(max_new_tokens=5, seed=2)
@@ -131,6 +163,7 @@ def check_cold(method: Any, world: World) -> None:
 
 
 @when(lambda method: "temperature" not in _options(method) and method.exact)
+@bound
 def check_likeliest(method: Decoder, world: World) -> None:
     """An exact decoder that does not sample takes the likeliest token."""
     model, limits = world.model(), Limits(max_new_tokens=5)
@@ -140,6 +173,7 @@ def check_likeliest(method: Decoder, world: World) -> None:
 
 
 @when(lambda method: not method.exact)
+@bound
 def check_better_than_greedy(method: Decoder, world: World) -> None:
     """A search that gives up exactness for likelihood finds, over all prompts, at least what greedy decoding finds."""
     model, limits = world.model(), Limits(max_new_tokens=5)
@@ -147,7 +181,7 @@ def check_better_than_greedy(method: Decoder, world: World) -> None:
     greedy = 0.0
     for prompt in PROMPTS:
         said = _greedy(method, world, model, prompt, limits)
-        greedy += sum(float(world.logp(model, prompt, said[:t])[token]) for t, token in enumerate(said))
+        greedy += sum(float(world.logp(method.over(model), prompt, said[:t])[token]) for t, token in enumerate(said))
     require(found >= greedy - 1e-3, f"log-probability {found:.3f}, greedy reaches {greedy:.3f}")
 
 
@@ -155,12 +189,13 @@ def _greedy(method: Decoder, world: World, model: nn.Module, prompt: Sequence[in
     """The likeliest token at a time, of those that the method allows. No stop tokens."""
     said: list[int] = []
     for _ in range(limits.max_new_tokens):
-        logp, may = world.logp(model, prompt, said), method.allowed(said, limits)
+        logp, may = world.logp(method.over(model), prompt, said), method.allowed(said, limits)
         said.append(int(logp.argmax()) if may is None else max(may, key=lambda t: float(logp[t])))
     return said
 
 
 @when(lambda method: method.allowed([], Limits()) is not None)
+@bound
 def check_allowed(method: Decoder, world: World) -> None:
     """A decoder that states what may follow says nothing else, ends where it may, and states it by the text alone."""
     model, free = world.model(), Limits(max_new_tokens=9, seed=3)
@@ -178,15 +213,16 @@ def check_allowed(method: Decoder, world: World) -> None:
 @samples
 @when(lambda method: method.exact)
 @decoders
+@bound
 def check_distribution(method: Any, world: World) -> None:
     """At neutral settings copies of a prompt are samples of the model's own distribution: first and second token."""
     n, model = 3000, world.model()
     neutral = replace(method, **{k: v for k, v in NEUTRAL.items() if k in _options(method)})
     said = neutral.generate(model, [PROMPTS[0]] * n, Limits(max_new_tokens=2, seed=11))
-    p = world.logp(model, PROMPTS[0], []).exp()
+    p = world.logp(method.over(model), PROMPTS[0], []).exp()
     _fits([g.ids[0] for g in said], p, "first tokens")
     first = Counter(g.ids[0] for g in said).most_common(1)[0][0]
-    p = world.logp(model, PROMPTS[0], [first]).exp()
+    p = world.logp(method.over(model), PROMPTS[0], [first]).exp()
     _fits([g.ids[1] for g in said if g.ids[0] == first], p, "second tokens")
 
 

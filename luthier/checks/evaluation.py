@@ -54,6 +54,9 @@ class Puppet:
         self._only("causal_lm")
         return [self._text(self._item(p)) for p in prompts]
 
+    def candidates(self, prompts: Sequence[Any], *limits: Any, **more: Any) -> list[list[str]]:
+        return [[text] for text in self.generate(prompts)]
+
     def logp(self, prompts: Sequence[Any], completions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         self._only("causal_lm")
         said = [self._text(self._item(p)).strip() == c.strip() for p, c in zip(prompts, completions, strict=True)]
@@ -72,11 +75,18 @@ class Puppet:
                 torch.full((3, len(CHOICES)), -20.0).index_fill_(1, torch.tensor(self.choose(self._item(text))), 0.0),
             )
 
-    def embeddings(self, texts: Sequence[Any]) -> np.ndarray:
-        return np.eye(len(CHOICES), dtype=np.float32)[[self.choose(self._item(t)) for t in texts]]
+    def _choice(self, text: Any) -> int:
+        """What is said of an item's text; a text that is a choice says itself."""
+        return CHOICES.index(text) if text in CHOICES else self.choose(self._item(text))
+
+    def embeddings(self, texts: Sequence[Any], **more: Any) -> np.ndarray:
+        return np.eye(len(CHOICES), dtype=np.float32)[[self._choice(t) for t in texts]]
 
     def class_probabilities(self, texts: Sequence[Any]) -> np.ndarray:
+        """A pair of an item and a choice is scored by whether that is the choice."""
         self._only("classification")
+        if self.outputs == 1 and isinstance(texts[0], tuple):
+            return np.array([[float(self._choice(a) == self._choice(b))] for a, b in texts], dtype=np.float32)
         if self.outputs == 1:
             return np.array([[float(self.choose(self._item(t)))] for t in texts], dtype=np.float32)
         return np.eye(len(CHOICES), dtype=np.float32)[[self.choose(self._item(t)) for t in texts]]

@@ -20,6 +20,7 @@ from luthier.checks._models import PAD
 from luthier.core.config import TrainSettings
 from luthier.core.loop import Loop
 from luthier.core.method import LuthierError, Objective, Tuner
+from luthier.core.references import untuned_copy
 
 WORKS = "works"
 
@@ -70,7 +71,7 @@ def mix(cell: Cell) -> str:
     settings = TrainSettings(
         max_steps=2, per_device_train_batch_size=3, learning_rate=0.01, warmup_ratio=0.0, lr_scheduler_type="constant"
     )
-    references = world.references if objective.reference else None
+    references = world.untuned(objective, untuned_copy(base, tuner))
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)

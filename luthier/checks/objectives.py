@@ -18,17 +18,20 @@ from torch import Tensor, nn
 
 from luthier.checks._battery import Check, on, oracle_module, when
 from luthier.checks._compare import close, finite, require, same
-from luthier.checks._models import CLASSES, PAD, groups, labelled, model_of, sources_targets, texts
+from luthier.checks._models import CLASSES, PAD, groups, labelled, model_of, searches, sources_targets, texts, wordings
 from luthier.core import catalog
+from luthier.core.anatomy import anatomy
 from luthier.core.batch import (
     Batch,
     GroupExample,
     LabelledExample,
+    SearchExample,
     SourceTargetExample,
     TextExample,
     collate_groups,
     collate_labelled,
     collate_packed,
+    collate_searches,
     collate_source_target,
     collate_text,
 )
@@ -36,6 +39,7 @@ from luthier.core.config import TrainSettings
 from luthier.core.logprobs import Scorer
 from luthier.core.loop import Loop
 from luthier.core.method import Loss, Objective, PartialTuner
+from luthier.core.references import References
 from luthier.core.trainable import Selection
 
 
@@ -67,6 +71,10 @@ class Plain:
     def head(self, ids: Sequence[int]) -> Tensor:
         """(C,) outputs of a task head."""
         return self.model(input_ids=torch.tensor([list(ids)])).logits[0]
+
+    def states(self, ids: Sequence[int]) -> Tensor:
+        """(T, D) final states of a model without a head."""
+        return self.model(input_ids=torch.tensor([list(ids)])).last_hidden_state[0]
 
     @property
     def start(self) -> int:
@@ -104,17 +112,47 @@ class World:
     @cached_property
     def references(self) -> list[Tensor]:
         """Log-probability of each answer of each example under the reference model."""
+        return self.stated(Plain(self.model(reference=True)), self.examples)
+
+    @staticmethod
+    @torch.no_grad()
+    def stated(plain: Plain, examples: Sequence[Any]) -> list[Tensor]:
+        """Log-probability of each answer of each example."""
+        return [torch.stack([plain.answer_logp(e.prompt, a) for a in e.answers]) for e in examples]
+
+    def untuned(self, objective: Objective, model: nn.Module | None = None) -> References | None:
+        """What a loop is given of the reference model; `model` where that is to be the tuned one's own base."""
+        if objective.reference == "model":
+            return References(model=model)
+        if not objective.reference:
+            return None
+        companions = objective.companions(self.examples)
         plain = Plain(self.model(reference=True))
-        with torch.no_grad():
-            return [torch.stack([plain.answer_logp(e.prompt, a) for a in e.answers]) for e in self.examples]
+        return References(self.references, None if companions is None else self.stated(plain, companions))
 
     def batch(self, objective: Objective, rows: Sequence[int] | None = None, layout: str = "right") -> Batch:
         """Examples by index in one of the layouts "right", "left", "packed", "tree"; as the objective shows them."""
         rows = list(range(len(self.examples))) if rows is None else list(rows)
         batch = self._collate([self.examples[i] for i in rows], layout)
-        if objective.reference:
-            batch.reference = torch.cat([self.references[i] for i in rows])
-        return objective.view(batch, 0, 10, np.random.default_rng([0, 0, 0]))
+        companions = objective.companions(self.examples)
+        if companions is not None:  # the step is always all of the world, whatever rows of it are looked at
+            batch.extras["companions"] = self._collate(list(companions), layout)
+        batch = objective.view(batch, 0, 10, np.random.default_rng([0, 0, 0]))
+        logp = torch.cat([self.references[i] for i in rows]) if objective.reference == "answers" else None
+        return self.refer(objective, batch, self.model(reference=True), logp)
+
+    def refer(self, objective: Objective, batch: Batch, reference: Any, logp: Tensor | None = None) -> Batch:
+        """The batch with what `objective` needs of a reference model; `logp` where that is known."""
+        if objective.reference == "model":
+            batch.extras["untuned"] = reference
+        elif objective.reference:
+            at = {e.row: e for e in self.examples}
+            plain, rows = Plain(reference), list(dict.fromkeys(batch.rows.tolist()))
+            batch.reference = torch.cat(self.stated(plain, [at[r] for r in rows])) if logp is None else logp
+            companions = objective.companions(self.examples)
+            if companions is not None:
+                batch.extras["companions"].reference = torch.cat(self.stated(plain, companions))
+        return batch
 
     def _collate(self, examples: list[Any], layout: str) -> Batch:
         side = "left" if layout == "left" else "right"
@@ -122,6 +160,8 @@ class World:
             return collate_groups(examples, PAD, side, share_prompt=layout == "tree")
         if self.kind is LabelledExample:
             return collate_labelled(examples, PAD, side)
+        if self.kind is SearchExample:
+            return collate_searches(examples, PAD, side)
         if self.kind is SourceTargetExample:
             return collate_source_target(examples, PAD, PAD, side)
         if layout == "packed":
@@ -130,9 +170,11 @@ class World:
 
 
 def worlds(method: Objective) -> list[World]:
+    kinds = {_kind_of_rows(row) for row in method.rows}
+    if (SearchExample, 0) in kinds:
+        return _searched(method.task)
     if method.task == "classification":
         return [_headed(problem) for problem in method.problems]  # type: ignore[attr-defined]
-    kinds = {_kind_of_rows(row) for row in method.rows}
     found = []
     if (TextExample, 0) in kinds and method.task == "masked_lm":
         found.append(World("encoder", "bert", texts()))
@@ -140,7 +182,9 @@ def worlds(method: Objective) -> list[World]:
         found.append(World("decoder", "llama", texts()))
         found.append(World("decoder that scales its logits", "granite", texts()))
     for kind, answers in sorted(kinds, key=str):
-        if kind is GroupExample:
+        if kind is GroupExample and answers < 0:
+            found.append(World(f"{-answers} wordings", "llama", wordings(6, -answers)))
+        elif kind is GroupExample:
             found.append(World(f"groups of {answers}", "llama", groups(6, answers)))
         if kind is SourceTargetExample:
             found.append(World("encoder-decoder", "t5", sources_targets()))
@@ -153,32 +197,63 @@ def _headed(problem: str) -> World:
     return World(problem, "bert-classifier", labelled(problem), settings)
 
 
+def _searched(task: str) -> list[World]:
+    """Query and document apart for models without a head, in one sequence for a head with one output."""
+    if task == "classification":
+        return [World("pairs for one score", "bert-classifier", searches(paired=True), (("num_labels", 1),))]
+    return [World("encoder", "bert-embedding", searches()), World("decoder", "llama-embedding", searches())]
+
+
 def _kind_of_rows(name: str) -> tuple[type, int]:
-    """What a row type makes: the class of its examples, and the number of answers in a group."""
+    """What a row type makes: the class of its examples, and the number of answers in a group, negative where beginnings
+    of answers are given."""
     from luthier.checks.data import sample, vocabulary
 
     source = catalog.load("data", name).example()
     if source.example_kind is not GroupExample:
         return source.example_kind, 0
-    return GroupExample, len(source.encode(sample(source), 0, vocabulary()).answers)
+    example = source.encode(sample(source), 0, vocabulary())
+    return GroupExample, len(example.answers) * (1 if example.given is None else -1)
 
 
 def kinds(*wanted: type) -> Callable[[Check], Check]:
     return on(lambda world: world.kind in wanted)
 
 
-token_level = when(lambda method: method.task != "classification")
+token_level = when(lambda method: method.task not in ("classification", "embedding"))
 causal = when(lambda method: method.task == "causal_lm")
 
 
 def computed(objective: Objective, model: nn.Module, batch: Batch, chunk: int | None = None) -> Loss:
-    return objective.compute(Scorer(model, chunk=chunk), batch)
+    beside = batch.extras.get("untuned")
+    if beside is not None and next(beside.parameters()).dtype != (dtype := next(model.parameters()).dtype):
+        beside = copy.deepcopy(beside).to(dtype)
+    scorer = Scorer(model, chunk=chunk, beside=beside)
+    if (companions := batch.extras.get("companions")) is not None:
+        with torch.no_grad():
+            value, weight = objective.statistic(scorer, companions)
+        batch = replace(batch, shared=value / weight)
+    return objective.compute(scorer, batch)
 
 
 def gradients(loss: Tensor, model: nn.Module) -> dict[str, Tensor]:
     names = [n for n, _ in model.named_parameters()]
     found = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
     return {n: g for n, g in zip(names, found, strict=True) if g is not None}
+
+
+def units(method: Objective, n: int) -> list[list[int]]:
+    """Rows that may be taken apart: one by one, or in the objective's groups."""
+    return [list(range(i, min(i + method.group, n))) for i in range(0, n, method.group)]
+
+
+def last_module(model: Any) -> nn.Module:
+    """What every output goes through: the head, or the last norm of a model without one."""
+    head = model.get_output_embeddings() or getattr(model, "classifier", None)
+    if head is not None:
+        return head
+    body = anatomy(model)
+    return model.get_submodule([*body.layers[-1].norms, *body.final_norms][-1])
 
 
 def agree(a: Loss, b: Loss, what: str) -> None:
@@ -189,18 +264,19 @@ def agree(a: Loss, b: Loss, what: str) -> None:
 # ------------------------------------------------------------------------------------- the equation itself
 
 
+EXACT = {"llama": "gpt2"}
+"""Where norms are computed in float32 whatever the model's precision: a model of the same kind in which they are not."""
+
+
 def check_equation(method: Objective, world: World) -> None:
     """Sum, weight and gradients are those of a float64 loop from the equation."""
+    world = replace(world, architecture=EXACT.get(world.architecture, world.architecture))
     oracle = oracle_module("objectives", method.name)
     require(
         oracle is not None and hasattr(oracle, "equation"), f"no oracles/objectives_{method.name}.py with `equation`"
     )
-    model, reference = world.model().double(), Plain(world.model(reference=True).double())
-    batch = world.batch(method)
-    if batch.reference is not None:
-        with torch.no_grad():
-            said = [reference.answer_logp(e.prompt, a) for e in world.examples for a in e.answers]
-        batch.reference = torch.stack(said)
+    model, other = world.model().double(), world.model(reference=True).double()
+    reference, batch = Plain(other), world.refer(method, world.batch(method), other)
     loss = computed(method, model, batch)
     total, weight = oracle.equation(method, world.examples, Plain(model), reference, batch)  # type: ignore[union-attr]
     require(loss.sum.dtype == torch.float64, f"the loss of a float64 model is {loss.sum.dtype}")
@@ -216,18 +292,14 @@ def check_start(method: Objective, world: World) -> None:
     oracle = oracle_module("objectives", method.name)
     require(oracle is not None and hasattr(oracle, "start"), f"no oracles/objectives_{method.name}.py with `start`")
     model = world.model()
-    head = model.get_output_embeddings() or getattr(model, "classifier", None)
     with torch.no_grad():
-        for parameter in head.parameters():  # type: ignore[union-attr]
+        for parameter in last_module(model).parameters():
             parameter.zero_()
         if hasattr(model, "cls"):
             model.cls.predictions.bias.zero_()  # type: ignore[union-attr]
-    batch = world.batch(method)
-    if batch.reference is not None:
-        with torch.no_grad():
-            batch.reference = Scorer(model).answer_logp(batch)
+    batch = world.refer(method, world.batch(method), model)
     loss = computed(method, model, batch)
-    outputs = model.config.num_labels if world.kind is LabelledExample else model.config.vocab_size
+    outputs = model.config.num_labels if method.task == "classification" else model.config.vocab_size
     stated = oracle.start(world.examples, outputs)  # type: ignore[union-attr]
     close(loss.sum.detach() / loss.weight, torch.tensor(stated), "loss at the start and as stated")
 
@@ -249,35 +321,35 @@ def check_weight(method: Objective, world: World) -> None:
 
 
 def check_sums_add(method: Objective, world: World) -> None:
-    """Sums and weights of rows alone add up to those of the batch, gradients too; the order of rows does not matter."""
-    model, n = world.model(), len(world.examples)
+    """Sums and weights of rows alone (of whole groups) add up to those of the batch, gradients too; order is no matter."""
+    model, alone = world.model(), units(method, len(world.examples))
     whole = computed(method, model, world.batch(method))
-    parts = [computed(method, model, world.batch(method, [i])) for i in range(n)]
+    parts = [computed(method, model, world.batch(method, rows)) for rows in alone]
     total = torch.stack([p.sum for p in parts]).sum()
     agree(Loss(total, sum(p.weight for p in parts)), whole, "of rows alone and of the batch")
     wanted = gradients(whole.sum, model)
     for name, gradient in gradients(total, model).items():
         close(gradient, wanted[name], f"gradient of {name} from rows alone and from the batch")
-    turned = computed(method, model, world.batch(method, list(range(n))[::-1]))
+    turned = computed(method, model, world.batch(method, [i for rows in alone[::-1] for i in rows[::-1]]))
     agree(turned, whole, "in another order")
 
 
 def check_accumulation(method: Objective, world: World) -> None:
-    """Through the core's loop, micro-batches of one row are one batch of all: same losses, same weights."""
-    found = []
-    for size, pieces in ((1, 6), (6, 1)):
+    """Through the core's loop, micro-batches of one row (one group) are one batch of all: same losses, same weights."""
+    found, n = [], len(world.examples)
+    for size, pieces in ((method.group, n // method.group), (n, 1)):
         model = world.model()
         settings = TrainSettings(
             max_steps=2, per_device_train_batch_size=size, gradient_accumulation_steps=pieces, optim="sgd",
             learning_rate=0.05, warmup_ratio=0.0, lr_scheduler_type="constant", logging_steps=1, max_grad_norm=0.0,
         )  # fmt: skip
-        references = world.references if method.reference else None
+        references = world.untuned(method, world.model(reference=True))
         fitted = Loop(model, _Everything(), method, world.examples, settings, PAD, references=references).fit()
         found.append((torch.tensor([r["loss"] for r in fitted.log if "loss" in r]), model.state_dict()))
     (losses, weights), (whole_losses, whole_weights) = found
-    close(losses, whole_losses, "losses of six micro-batches and of one")
+    close(losses, whole_losses, "losses of small micro-batches and of one")
     for name, tensor in weights.items():
-        close(tensor, whole_weights[name], f"{name} after steps of six micro-batches and of one")
+        close(tensor, whole_weights[name], f"{name} after steps of small micro-batches and of one")
 
 
 # ------------------------------------------------------------------------------------------- layouts
@@ -289,7 +361,7 @@ def check_padding(method: Objective, world: World) -> None:
     whole = computed(method, model, right)
     batch = replace(right, ids=torch.where(right.mask, right.ids, torch.full_like(right.ids, 9)))
     agree(computed(method, model, batch), whole, "with other ids in the padding")
-    if world.kind is not LabelledExample:  # task heads of encoders read the first column
+    if method.task != "classification":  # task heads of encoders read the first column
         agree(computed(method, model, world.batch(method, layout="left")), whole, "padded left and right")
 
 
@@ -318,7 +390,10 @@ def check_shared_prompt(method: Objective, world: World) -> None:
 
 @token_level
 def check_zero_gradient(method: Objective, world: World) -> None:
-    """No gradient reaches the head from positions that do not count; from those that do, some does."""
+    """No gradient reaches the head from positions that do not count; some does from those that do.
+
+    From each of them, unless the method says that scored tokens may be idle.
+    """
     model, batch = world.model(), world.batch(method)
     seen: list[Any] = []
 
@@ -334,7 +409,8 @@ def check_zero_gradient(method: Objective, world: World) -> None:
     scored = torch.zeros(len(gradient), dtype=torch.bool)
     scored[batch.source] = True  # type: ignore[index]
     require(bool((gradient[~scored] == 0).all()), "a position that does not count has a gradient")
-    require(bool((gradient[scored] > 0).all()), "a position that counts has no gradient")
+    moved = gradient[scored] > 0
+    require(bool(moved.any() if method.idle else moved.all()), "a position that counts has no gradient")
 
 
 @token_level
@@ -356,9 +432,8 @@ def check_chunks(method: Objective, world: World) -> None:
 def check_extreme_logits(method: Objective, world: World) -> None:
     """Logits in the thousands give a finite loss and finite gradients."""
     model = world.model()
-    head = model.get_output_embeddings() or model.classifier
     with torch.no_grad():
-        for parameter in head.parameters():  # type: ignore[union-attr]
+        for parameter in last_module(model).parameters():
             parameter.mul_(3000.0)
     loss = computed(method, model, world.batch(method))
     finite(loss.sum, "loss at logits in the thousands")

@@ -40,8 +40,14 @@ PEFT_TASKS = {
     "seq2seq_lm": "SEQ_2_SEQ_LM",
     "classification": "SEQ_CLS",
     "masked_lm": None,
-    "feature_extraction": "FEATURE_EXTRACTION",
+    "embedding": "FEATURE_EXTRACTION",
 }
+
+
+WHOLE_BATCH = (
+    "adapter_names: rows of a batch can differ in what acts inside attention alone, not in this adapter or in a task head: "
+    "set_adapter, then ask for the rows of one adapter"
+)
 
 
 class PeftTuner(Tuner):
@@ -256,6 +262,13 @@ class BridgedModel(BaseTuner):
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         setattr(parent, target_name, layer)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """peft asks here for adapters by row (`adapter_names`); those that cannot must not pass over it."""
+        if kwargs.get("adapter_names") is not None:
+            raise Refusal(WHOLE_BATCH)
+        yield
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         setattr(parent, child_name, new_module)
@@ -653,9 +666,14 @@ class PromptLayer(BridgedLayer):
     prompt's states, and nothing else of the decoder changes.
 
     keeps_prompt  the m first states are handed on (`prompt_states`)
+    chosen        parts that stand for the active ones while core/attach.py gives each row its own prompt
     """
 
     keeps_prompt = False
+    chosen: list[Any] | None = None
+
+    def active_parts(self) -> list[Any]:
+        return super().active_parts() if self.chosen is None else self.chosen
 
     def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
         parts = self.active_parts()

@@ -15,12 +15,13 @@ blocks of rows or columns that belong to it.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from luthier.core.method import LuthierError
 
@@ -373,6 +374,36 @@ def anatomy(model: nn.Module) -> Anatomy:
         width=config.hidden_size,
         inside={f"{layer.name}.{block}": how for layer in layers for block, how in layout.inside.items()},
     )
+
+
+@dataclass(frozen=True)
+class Weight:
+    """The weight of a module by rows, one a feature of its output.
+
+    transposed  stored as (inputs, outputs);  rows  (start, stop) of those meant, where a fused tensor holds others too
+    """
+
+    module: str
+    transposed: bool = False
+    rows: tuple[tuple[int, int], ...] = ()
+
+
+def weights(model: nn.Module, roles: Collection[str] | None = None) -> dict[str, Weight]:
+    """The layers' matrices of `roles` (all of them: None) by parameter name; cross-attention's under the plain roles too."""
+    found: dict[str, list[Matrix]] = {}
+    for layer in anatomy(model).layers:
+        for matrix in layer.matrices:
+            if roles is None or matrix.role in roles or matrix.role.removeprefix("cross_") in roles:
+                found.setdefault(matrix.module, []).append(matrix)
+    out = {}
+    for name, matrices in found.items():
+        module: Any = base_transformer(model).get_submodule(name)
+        module = getattr(module, "base_layer", module)  # where a tuner wraps it
+        outputs = module.weight.shape[1 if (turned := isinstance(module, Conv1D)) else 0]
+        rows = tuple(sorted((start, stop) for m in matrices for _, start, stop in m.blocks))
+        whole = sum(stop - start for start, stop in rows) in (0, outputs)
+        out[f"{name}.weight"] = Weight(name, turned, () if whole else rows)
+    return out
 
 
 def head_sizes(model: nn.Module) -> tuple[int, int, int]:

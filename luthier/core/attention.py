@@ -7,7 +7,8 @@ what the heads give. A prefix, for example:
 
 Keys that a part puts in front are seen by every query, have no position and are no part of any cache, so rows, padding,
 packing and cached steps stay as they are. While the wrapped module runs, its config names the function below as the
-implementation; that function calls the one that the user chose, sdpa or eager. The model itself is never changed.
+implementation; that function calls the one that the user chose, sdpa or eager. The model itself is never changed. Rows of a
+batch may have adapters of their own (peft's `adapter_names`, "__base__" for none).
 
 B rows, T queries, S keys, H query heads, G key and value heads, d features of a head.
 """
@@ -16,16 +17,18 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from luthier.core.adapt import BridgedLayer, BridgedModel, BridgedTuner, found_modules
+from luthier.core.adapt import WHOLE_BATCH, BridgedLayer, BridgedModel, BridgedTuner, found_modules
 from luthier.core.anatomy import anatomy, head_sizes, kind_of
 from luthier.core.batch import positions_from_mask
 from luthier.core.method import Refusal
@@ -34,6 +37,8 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(B, H, T, d) query, (B, G, S, d) keys and values to (B, T, H, d). Keys beyond the model's own are in front."""
 
 ROUTE = "luthier"
+BASE_ROW = "__base__"
+"""peft's name for a row without an adapter."""
 IMPLEMENTATIONS = ("sdpa", "eager")
 
 
@@ -53,16 +58,40 @@ class _Routed:
 
     _attn_implementation = ROUTE
 
-    def __init__(self, config: Any, parts: list[nn.Module]):
+    def __init__(self, config: Any, parts: Sequence[Callable[..., Tensor]]):
         self.config, self.parts = config, parts
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.config, name)
 
 
+class _ByRows:
+    """Every row's own part: attention is computed once for each part and each row takes its result."""
+
+    def __init__(self, parts: nn.ModuleDict, names: Sequence[str]):
+        self.parts, self.names = parts, names
+
+    def __call__(self, attend: Attend, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        if len(self.names) != len(query):
+            raise Refusal(
+                f"adapter_names has {len(self.names)} names for a batch of {len(query)} rows: one a row is needed"
+            )
+        out: Tensor | None = None
+        for name in dict.fromkeys(self.names):
+            found = self.parts[name](attend, query, key, value) if name in self.parts else attend(query, key, value)
+            mine = torch.tensor([n == name for n in self.names], device=found.device)[:, None, None, None]
+            out = found if out is None else torch.where(mine, found, out)
+        assert out is not None
+        return out
+
+
 class AttentionLayer(BridgedLayer):
+    by_row: Sequence[str] | None = None
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         parts = self.active_parts()
+        if parts and self.by_row is not None:
+            parts = [_ByRows(self.parts, self.by_row)]
         if not parts:
             return self.base_layer(*args, **kwargs)
         config = self.base_layer.config
@@ -121,7 +150,8 @@ def _attention(
     for part in parts:
         attend = partial(part, attend)
     out = attend(query, key, value)
-    return out, None if weights is None else weights[..., -S:]
+    mixed = any(isinstance(part, _ByRows) for part in parts)  # its weights would be those of its last part alone
+    return out, None if weights is None or mixed else weights[..., -S:]
 
 
 AttentionInterface.register(ROUTE, _attention)
@@ -138,6 +168,29 @@ class AttentionModel(BridgedModel):
             if ids is not None:
                 kwargs["position_ids"] = positions_from_mask(mask)[:, -ids.shape[1] :]
         return super().forward(*args, **kwargs)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Inside, row i of a batch has the adapter `adapter_names[i]`."""
+        names = kwargs.get("adapter_names")
+        if names is None:
+            yield
+            return
+        names = [n for n in names for _ in range(kwargs.get("num_beams") or 1)]
+        layers: list[Any] = [m for m in self.model.modules() if isinstance(m, BridgedLayer)]
+        heads = any(isinstance(m, AuxiliaryTrainingWrapper) for m in self.model.modules())
+        if heads or not all(isinstance(layer, AttentionLayer) for layer in layers):
+            raise Refusal(WHOLE_BATCH)
+        known = {n for layer in layers for n in layer.parts} | {BASE_ROW}
+        if unknown := sorted(set(names) - known):
+            raise Refusal(f"adapter_names: no adapter '{unknown[0]}'; there are {', '.join(sorted(known))}")
+        for layer in layers:
+            layer.by_row = names
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.by_row = None
 
     @property
     def _counts(self) -> bool:

@@ -36,12 +36,16 @@ class TextExample:
 
 @dataclass(slots=True)
 class GroupExample:
-    """One prompt with several answers (a preference pair is a group of two: chosen first, then rejected)."""
+    """One prompt with several answers (a preference pair is a group of two: chosen first, then rejected).
+
+    `given[k]` first tokens of answer k are not trained: where prompts differ, `prompt` is what they have in common.
+    """
 
     row: int
     prompt: list[int]
     answers: list[list[int]]
     scores: list[float] | None = None
+    given: list[int] | None = None
     extras: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -75,7 +79,34 @@ class SourceTargetExample:
         return len(self.ids) + len(self.target)
 
 
-Example = TextExample | GroupExample | LabelledExample | SourceTargetExample
+@dataclass(slots=True)
+class SearchExample:
+    """A query with documents: the one that answers it first, then hard negatives.
+
+    keys      identity of each document, so that the same one is known again under another query
+    query_key identity of the query
+    query     empty where each of `documents` is query and document in one sequence, for one model to read together
+    type_ids  sentence index of each token of each document, for encoders that use one
+    """
+
+    row: int
+    query: list[int]
+    documents: list[list[int]]
+    keys: list[int]
+    query_key: int
+    type_ids: list[list[int]] | None = None
+    extras: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.query) + sum(len(d) for d in self.documents)
+
+    @property
+    def sequences(self) -> list[list[int]]:
+        """What the model reads, one by one."""
+        return ([self.query] if self.query else []) + self.documents
+
+
+Example = TextExample | GroupExample | LabelledExample | SourceTargetExample | SearchExample
 
 
 @dataclass
@@ -89,13 +120,19 @@ class Batch:
     source     (N,) long      flat position b*T+t whose state predicts; for seq2seq in the decoder's grid
     target     (N,) long      token to predict
     owner      (N,) long      answer the scored token belongs to, 0 <= owner < A
-    rows       (A,) long      data row of each answer (of each sequence for labelled examples)
+    rows       (A,) long      data row of each answer (of each sequence for labelled examples, of each query of a search)
     label      (B,) or (B, L) class index, number or 0/1 vector
     decoder_ids, decoder_mask (B, U) for encoder-decoder models
     type_ids   (B, T) long    sentence index for encoders that use one
     scores     (A,) float     score or rank of each answer, where the data has one
     reference  (A,) float     log-probability of each answer under the reference model, where asked for
     weights    (N,) float     weight of each scored token; None: all one
+    asked_by   (D,) long      query that each of D documents belongs to; the first of a query's own is the right one. The
+                              grid holds the queries (where they are sequences of their own), then the documents
+    keys       (D,) long      identity of each document;  query_keys (A,) of each query
+    group      (A,) long      example of the batch that each answer belongs to, for groups
+    shared     (k,) float     means over the whole step of what the objective asks (`Objective.statistic`); None: not asked
+    noise      (alpha, key)   of the noise on its embeddings, while training with one (`core.noise`)
     """
 
     ids: Tensor
@@ -113,6 +150,12 @@ class Batch:
     scores: Tensor | None = None
     reference: Tensor | None = None
     weights: Tensor | None = None
+    asked_by: Tensor | None = None
+    keys: Tensor | None = None
+    query_keys: Tensor | None = None
+    group: Tensor | None = None
+    shared: Tensor | None = None
+    noise: tuple[float, int] | None = None
     extras: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -124,6 +167,20 @@ class Batch:
     @property
     def answers(self) -> int:
         return len(self.rows)
+
+    def sequences(self) -> tuple[Tensor, Tensor]:
+        """(place, row), both (B, T): a token's place in its sequence and the data row of that; -1 on padding.
+
+        Rows of a shared prompt are one sequence; answers of it begin where the prompt ends.
+        """
+        place = positions_from_mask(self.mask) if self.positions is None else self.positions
+        starts = self.mask & (place == 0)
+        number = (starts.flatten().cumsum(0) - 1).view_as(place)
+        row = self.rows
+        if len(row) != (n := int(starts.sum())):  # several answers a sequence: any of them tells its row
+            assert self.source is not None and self.owner is not None
+            row = row.new_empty(n).index_put((number.flatten()[self.source],), row[self.owner])
+        return place.where(self.mask, -1), row[number.clamp(min=0)].where(self.mask, -1)
 
     def to(self, device: torch.device | str) -> Batch:
         moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
@@ -231,16 +288,19 @@ def collate_packed(rows: Sequence[Sequence[TextExample]], pad: int, side: str = 
 def collate_groups(examples: Sequence[GroupExample], pad: int, side: str = "right", share_prompt: bool = True) -> Batch:
     """Answers in the order of the groups. With `share_prompt` each prompt is computed once: a tree per row."""
     flat_rows = torch.tensor([e.row for e in examples for _ in e.answers])
+    group = torch.tensor([g for g, e in enumerate(examples) for _ in e.answers])
     scores = None
     if all(e.scores is not None for e in examples):
         scores = torch.tensor([s for e in examples for s in e.scores], dtype=torch.float32)  # type: ignore[union-attr]
     if not share_prompt:
         texts = [
-            TextExample(e.row, e.prompt + a, [False] * len(e.prompt) + [True] * len(a))
+            TextExample(e.row, e.prompt + a, [t >= len(e.prompt) + g for t in range(len(e.prompt) + len(a))])
             for e in examples
-            for a in e.answers
+            for a, g in zip(e.answers, e.given or [0] * len(e.answers), strict=True)
         ]
-        return replace(collate_text(texts, pad, side), rows=flat_rows, scores=scores, extras=_extras(examples))
+        return replace(
+            collate_text(texts, pad, side), rows=flat_rows, scores=scores, group=group, extras=_extras(examples)
+        )
     if side != "right":
         raise ValueError("rows with a shared prompt are padded on the right")
     ids, mask = _grid([e.prompt + [t for a in e.answers for t in a] for e in examples], pad)
@@ -259,12 +319,48 @@ def collate_groups(examples: Sequence[GroupExample], pad: int, side: str = "righ
             predicted = b * T + np.arange(at, at + len(a))
             source = predicted - 1
             source[:1] = b * T + n - 1  # the prompt's last token predicts the first token of every answer
-            spans.append((source, predicted, len(spans)))
+            g = 0 if e.given is None else e.given[k]
+            spans.append((source[g:], predicted[g:], len(spans)))
             at += len(a)
     same = (branch[:, :, None] == branch[:, None, :]) | ((branch[:, None, :] == -1) & (branch[:, :, None] >= 0))
     sees = same & torch.ones(T, T, dtype=torch.bool).tril()
     scored, target, owner = _scored(spans, ids)
-    return Batch(ids, mask, flat_rows, positions, sees, scored, target, owner, scores=scores, extras=_extras(examples))
+    return Batch(
+        ids,
+        mask,
+        flat_rows,
+        positions,
+        sees,
+        scored,
+        target,
+        owner,
+        scores=scores,
+        group=group,
+        extras=_extras(examples),
+    )
+
+
+def first_answers(batch: Batch, of: int) -> Batch:
+    """A batch of groups with the first of each `of` answers alone; what only the others need is not computed.
+
+    Answers keep their numbers: the others are there without a scored token.
+    """
+    assert batch.source is not None and batch.target is not None and batch.owner is not None
+    kept = batch.owner % of == 0
+    source, width = batch.source[kept], batch.ids.shape[1]
+    row, column = source // width, source % width
+    last = torch.zeros_like(batch.ids[:, 0]).scatter_reduce(0, row, column + 1, "amax")  # (B,)
+    mask = batch.mask & (torch.arange(width, device=last.device) <= last[:, None])
+    rows = last.nonzero()[:, 0]
+    number = torch.zeros_like(last).index_put((rows,), torch.arange(len(rows), device=last.device))
+    W = int(last.max()) + 1
+    return replace(
+        batch, ids=batch.ids[rows, :W], mask=mask[rows, :W],
+        positions=None if batch.positions is None else batch.positions[rows, :W],
+        sees=None if batch.sees is None else batch.sees[rows, :W, :W],
+        source=number[row] * W + column, target=batch.target[kept], owner=batch.owner[kept],
+        weights=None if batch.weights is None else batch.weights[kept],
+    )  # fmt: skip
 
 
 def collate_labelled(examples: Sequence[LabelledExample], pad: int, side: str = "right") -> Batch:
@@ -290,6 +386,22 @@ def collate_source_target(examples: Sequence[SourceTargetExample], pad: int, sta
     return Batch(
         ids, mask, _rows(examples), None, None, source, target, owner,
         decoder_ids=decoder_ids, decoder_mask=decoder_mask, extras=_extras(examples),
+    )  # fmt: skip
+
+
+def collate_searches(examples: Sequence[SearchExample], pad: int, side: str = "right") -> Batch:
+    """All queries, then all documents, a row each."""
+    queries = [e.query for e in examples if e.query]
+    ids, mask = _grid([*queries, *(d for e in examples for d in e.documents)], pad, side)
+    type_ids = None
+    if examples[0].type_ids is not None:
+        types = [t for e in examples for t in e.type_ids or []]
+        type_ids = _grid([*([0] * len(q) for q in queries), *types], 0, side)[0]
+    asked_by = torch.arange(len(examples)).repeat_interleave(torch.tensor([len(e.documents) for e in examples]))
+    return Batch(
+        ids, mask, _rows(examples), positions_from_mask(mask) if side == "left" else None, type_ids=type_ids,
+        asked_by=asked_by, keys=torch.tensor([k for e in examples for k in e.keys]),
+        query_keys=torch.tensor([e.query_key for e in examples]), extras=_extras(examples),
     )  # fmt: skip
 
 
@@ -331,6 +443,10 @@ class Plan:
 
     The examples of one step depend on `step_size` alone, never on how the step is split over micro-batches and
     processes; within a step they are sorted by length, so that splitting wastes little padding.
+
+    group  examples that must stay together, next to each other in a step: consecutive ones of the epoch's permutation,
+           so that each epoch draws its groups anew. Groups, not examples, are then sorted by length (of their longest);
+           where the number of examples leaves a smaller group, it is the last of its step. `step_size` is a multiple.
     """
 
     lengths: Sequence[int]
@@ -340,6 +456,7 @@ class Plan:
     shuffle: bool = True
     window_steps: int = 50
     drop_last: bool = False
+    group: int = 1
     _walked: tuple[int, list[list[int]]] | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -355,18 +472,30 @@ class Plan:
         if not self.group_by_length:
             steps = [order[i : i + size].tolist() for i in range(0, n, size)]
         else:
-            steps = []
-            lengths = np.asarray(self.lengths)
-            for start in range(0, n, size * self.window_steps):
-                window = order[start : start + size * self.window_steps]
-                window = window[np.argsort(lengths[window], kind="stable")]
-                steps += [window[i : i + size].tolist() for i in range(0, len(window), size)]
+            steps = self._sorted(order.tolist())
             if self.shuffle:
                 steps = [steps[i] for i in rng.permutation(len(steps))]
         if self.drop_last and len(steps) > 1:
             steps = [s for s in steps if len(s) == size]
-        if self.group_by_length:
-            steps = [sorted(s, key=lambda i: (self.lengths[i], i)) for s in steps]
+        return steps
+
+    def _sorted(self, order: list[int]) -> list[list[int]]:
+        """Steps of groups of like length; within a step the shortest group first, a smaller group last."""
+        g = self.group
+        groups = [order[i : i + g] for i in range(0, len(order), g)]
+        rest = [groups.pop()] if len(groups[-1]) < g else []
+        longest = {id(group): max(self.lengths[i] for i in group) for group in groups}
+        per_step = self.step_size // g
+        window = per_step * self.window_steps
+        steps = []
+        for start in range(0, len(groups) + len(rest), window):
+            here = sorted(groups[start : start + window], key=lambda group: longest[id(group)])
+            here += rest if start + window >= len(groups) + len(rest) else []
+            for i in range(0, len(here), per_step):
+                step = here[i : i + per_step]
+                last = [step.pop()] if step[-1:] == rest else []
+                step.sort(key=lambda group: (longest[id(group)], group[0]))
+                steps.append([i for group in step + last for i in group])
         return steps
 
     def step(self, index: int) -> list[int]:

@@ -75,7 +75,8 @@ class Entry:
 
     @property
     def config(self) -> Path | None:
-        at = configs_folder() / self.axis / f"{self.name}.yaml"
+        home = self.path.parents[1] / "configs" if self.plugin else configs_folder()
+        at = home / self.axis / f"{self.name}.yaml"
         return at if at.exists() else None
 
 

@@ -11,6 +11,7 @@ import difflib
 import os
 import re
 from collections.abc import Iterable, Mapping
+from keyword import iskeyword
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -41,7 +42,7 @@ class ModelSettings(_Section):
 
     model_name_or_path: str = Field(description="name of an embedded model, a local folder or a hub id")
     revision: str | None = None
-    task: Literal["auto", "causal_lm", "seq2seq_lm", "masked_lm", "classification"] = Field(
+    task: Literal["auto", "causal_lm", "seq2seq_lm", "masked_lm", "classification", "embedding"] = Field(
         "auto", description="head to load; auto: from the objective and the model"
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
@@ -66,6 +67,7 @@ class DataSettings(_Section):
     stratify: str | None = None
     group: str | None = None
     cache_dir: str | None = None
+    keep: list[str] = Field(default_factory=list, description="columns that a procedure reads beside the row's own")
 
     @property
     def options(self) -> dict[str, Any]:
@@ -86,6 +88,7 @@ class TrainSettings(_Section):
     warmup_steps: int = Field(0, description="if positive, overrides warmup_ratio")
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
+    neftune_noise_alpha: float | None = Field(None, description="uniform noise on the input embeddings while training")
     optim: Literal["adamw_torch", "sgd", "adafactor"] = "adamw_torch"
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999
@@ -161,7 +164,10 @@ class StabilitySettings(_Section):
     seeds: int = Field(3, description="of every setting that is compared")
 
 
-SECTIONS = (("tuners", "tuner"), ("objectives", "objective"), ("decoding", "decoding"), ("recipes", "procedure"))
+SECTIONS = (
+    ("tuners", "tuner"), ("objectives", "objective"), ("decoding", "decoding"), ("recipes", "procedure"),
+    ("analysis", "analysis"),
+)  # fmt: skip
 """Axis and key of the sections that name a method."""
 
 
@@ -179,6 +185,9 @@ class Recipe(_Section):
     compare: CompareSettings = Field(default_factory=CompareSettings)
     stability: StabilitySettings = Field(default_factory=StabilitySettings)
     procedure: dict[str, Any] | None = Field(None, description="a method of the recipes axis: several stages in order")
+    analysis: dict[str, Any] | None = Field(
+        None, description="a method of the analysis axis: looked at before and after"
+    )
     output_dir: str | None = None
     seed: int = 0
 
@@ -217,7 +226,8 @@ def build(axis: str, told: dict[str, Any], key: str) -> Any:
         cls = catalog.load(axis, name)
     except catalog.UnknownMethod as error:
         raise ConfigError(f"{key}: {error}") from None
-    options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+    # a word of Python's own (`lambda`) is a field with an underscore
+    options = {k + "_" * iskeyword(k): tuple(v) if isinstance(v, list) else v for k, v in options.items()}
     try:
         return TypeAdapter(cls).validate_python(options)
     except ValidationError as error:
@@ -288,8 +298,24 @@ def _put(tree: dict[str, Any], dotted: str, value: Any) -> None:
     tree[last] = value
 
 
+def nested(told: Mapping[str, Any]) -> dict[str, Any]:
+    """A section whose keys may be dotted, as those of flags are: {"choose.top_p": 0.9} is {"choose": {"top_p": 0.9}}."""
+    tree: dict[str, Any] = {}
+    for key in sorted(told, key=lambda k: k.count(".")):
+        _put(tree, key, told[key])
+    return tree
+
+
 def _short(section: str) -> str:
     return {"model": "model_name_or_path", "data": "train", "stability": "mode"}.get(section, "name")
+
+
+def with_overrides(told: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a mapping with dotted keys put in: {"edit.share": 0.2}."""
+    out = {k: dict(v) if isinstance(v, dict) else v for k, v in told.items()}
+    for key, value in overrides.items():
+        _put(out, key, value)
+    return out
 
 
 def _expand(value: Any) -> Any:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
 from luthier.core.anatomy import anatomy, base_transformer, kind_of
-from luthier.core.batch import Batch, Example, GroupExample, SourceTargetExample, TextExample, pack
+from luthier.core.batch import Batch, Example, GroupExample, SearchExample, SourceTargetExample, TextExample, pack
 from luthier.core.flops import counter
 from luthier.core.logprobs import Scorer
 from luthier.core.method import LuthierError, Objective
@@ -172,6 +172,13 @@ class LayerCache:
                 out.append([(b + k, 0, len(e.prompt) + len(a)) for k, a in enumerate(e.answers)])  # type: ignore[union-attr]
                 b += len(out[-1])
             return out
+        if isinstance(examples[0], SearchExample):
+            out, b = [], sum(bool(e.query) for e in examples)  # type: ignore[union-attr]
+            for i, e in enumerate(examples):
+                own = [(i, 0, len(e.query))] if e.query else []  # type: ignore[union-attr]
+                out.append(own + [(b + k, 0, len(d)) for k, d in enumerate(e.documents)])  # type: ignore[union-attr]
+                b += len(e.documents)  # type: ignore[union-attr]
+            return out
         return [[(b, 0, _tokens(e, self.collate.share_prompt))] for b, e in enumerate(examples)]
 
     # serving ------------------------------------------------------------------------------------------
@@ -244,6 +251,7 @@ def layer_cache(
     sharded: bool,
     checkpointing: bool,
     folder: Path,
+    noise: bool = False,
 ) -> LayerCache | None:
     """The cache that `train.cache_frozen_layers` asks for: "auto" uses it where it is exact, pays and fits into memory;
     True insists, and raises LuthierError with the reason where it cannot be."""
@@ -252,6 +260,10 @@ def layer_cache(
     try:
         if type(objective).view is not Objective.view:
             raise CannotCache(f"objective '{objective.name}' changes its inputs from visit to visit")
+        if noise:
+            raise CannotCache("neftune_noise_alpha changes the embeddings from visit to visit")
+        if objective.reference == "model":
+            raise CannotCache(f"objective '{objective.name}' runs the untuned model as well")
         if checkpointing:
             raise CannotCache("gradient_checkpointing makes every layer take part: switch it off")
         if sharded:
@@ -282,6 +294,8 @@ def _ids(example: Example) -> Any:
         return example.prompt, example.answers
     if isinstance(example, TextExample | SourceTargetExample):
         return example.ids
+    if isinstance(example, SearchExample):
+        return example.sequences, example.type_ids
     return example.ids, example.type_ids
 
 

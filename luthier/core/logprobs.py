@@ -5,12 +5,15 @@
 The model runs unmodified. While it runs, its output embedding sees only the N scored states instead of B*T, and
 when nothing follows the head (no scaling or capping of logits: measured once per model, not looked up) the head's
 product, the log-softmax and their gradients are one operation over chunks of rows.
+
+What needs the whole distribution at a position (a KL divergence to another model, the likeliest token) is a function of
+the logits, `read` or `compare`, over the same chunks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -19,7 +22,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from luthier.core.batch import Batch
+from luthier.core.embedding import Pooling, pooled
 from luthier.core.method import LuthierError
+from luthier.core.noise import noisy
+from luthier.core.subject import at_rest
 
 CHUNK_BYTES = 256 * 2**20
 """Logits held at once. Below it nothing is recomputed in backward; above it each chunk's logits are computed twice."""
@@ -150,18 +156,29 @@ def gather_logp(logits: Tensor, target: Tensor) -> Tensor:
     )[:, 0]
 
 
+Columns = tuple[Tensor, ...]
+"""Tensors (n,), one number for each scored position."""
+
+
+def forward_kl(logits: Tensor, reference: Tensor, target: Tensor) -> Columns:
+    """log pi(target), log rho(target) and KL(rho || pi) = sum_v rho(v) (log rho(v) - log pi(v)), from logits (n, V)."""
+    log_pi, log_rho = logits.log_softmax(-1), reference.log_softmax(-1)
+    at = target[:, None]
+    return log_pi.gather(1, at)[:, 0], log_rho.gather(1, at)[:, 0], (log_rho.exp() * (log_rho - log_pi)).sum(-1)
+
+
 @contextmanager
-def _head_sees(head: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """While active, `head` runs `forward` in place of its own."""
-    before = head.__dict__.get("forward")
-    head.forward = forward  # type: ignore[method-assign]
+def instead(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """While active, `module` runs `forward` in place of its own."""
+    before = module.__dict__.get("forward")
+    module.forward = forward  # type: ignore[method-assign]
     try:
         yield
     finally:
         if before is None:
-            del head.forward
+            del module.forward
         else:
-            head.forward = before  # type: ignore[method-assign]
+            module.forward = before  # type: ignore[method-assign]
 
 
 class Scorer:
@@ -169,12 +186,20 @@ class Scorer:
 
     model     the module to call (it may be wrapped by accelerate)
     plain     the same module without the accelerate wrapper
+    beside    the model that `compare` compares with; None: this one with its adapter switched off
     """
 
-    def __init__(self, model: nn.Module, plain: nn.Module | None = None, chunk: int | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        plain: nn.Module | None = None,
+        chunk: int | None = None,
+        beside: nn.Module | None = None,
+    ):
         self.model = model
         self.plain: Any = plain if plain is not None else model
         self.chunk = chunk
+        self.beside = None if beside is None else Scorer(beside, chunk=chunk)
         self._linear: bool | None = None
 
     @property
@@ -199,9 +224,11 @@ class Scorer:
 
     def run(self, batch: Batch) -> Any:
         """The model's own output on a batch."""
+        inputs: dict[str, Any] = dict(batch.inputs(self._mask_dtype()))
         if self._caches:
-            return self.model(**batch.inputs(self._mask_dtype()), use_cache=False)
-        return self.model(**batch.inputs(self._mask_dtype()))
+            inputs["use_cache"] = False
+        with nullcontext() if batch.noise is None else noisy(self.plain, batch, *batch.noise):
+            return self.model(**inputs)
 
     def token_logp(self, batch: Batch) -> Tensor:
         """Log-probability (N,) of each scored token."""
@@ -217,7 +244,7 @@ class Scorer:
                 return self._chunked(own, states, target)[None, :, None]
             return own(states)[None]  # (1, N, V): whatever follows the head runs on it
 
-        with _head_sees(head, scored):
+        with instead(head, scored):
             out = self.run(batch)
         logits = out.logits if hasattr(out, "logits") else out[0]
         if self._ends_at_head(head):
@@ -230,9 +257,128 @@ class Scorer:
         assert batch.owner is not None
         return torch.zeros(batch.answers, dtype=logp.dtype, device=logp.device).index_add_(0, batch.owner, logp)
 
+    def read(self, batch: Batch, function: Callable[[Tensor, Tensor], Columns]) -> Columns:
+        """`function(logits (n, V), target (n,))` over the scored positions, in chunks; each of its tensors as (N,)."""
+        return self._columns(batch, lambda logits, target, at: function(logits, target))
+
+    def compare(self, batch: Batch, function: Callable[[Tensor, Tensor, Tensor], Columns]) -> Columns:
+        """`function(logits, logits of the model beside, target)` likewise: no (N, V) of either model exists whole.
+
+        The model beside is at rest and gets no gradient. A token that one of the two does not have counts for neither.
+        """
+        with self.untuned() as other:
+            own, linear = other.head.forward, other._ends_at_head(other.head)
+            kept = other._states(batch) if linear else other._logits(batch)
+        adapted = other is self and type(self.head) is not nn.Linear
+
+        def there(at: slice) -> Tensor:
+            if not linear:
+                return kept[at]
+            with self.untuned() if adapted else nullcontext(), torch.no_grad():
+                return _whole(own(kept[at]))
+
+        def both(logits: Tensor, target: Tensor, at: slice) -> Columns:
+            theirs = there(at)
+            v = min(logits.shape[-1], theirs.shape[-1])
+            return function(logits[:, :v], theirs[:, :v], target)
+
+        return self._columns(batch, both)
+
+    @contextmanager
+    def untuned(self) -> Iterator[Scorer]:
+        """The model beside, at rest: another model, or this one with its adapter off. It leaves no trace."""
+        if self.beside is not None:
+            with at_rest(self.beside.model):
+                yield self.beside
+            return
+        if not hasattr(self.plain, "disable_adapter"):
+            raise LuthierError("the untuned model is asked for, and no copy of it was kept")
+        moving = [(p, p.requires_grad) for p in self.plain.parameters()]  # which switching on and off forgets
+        try:
+            with self.plain.disable_adapter(), at_rest(self.model):
+                yield self
+        finally:
+            for parameter, flag in moving:
+                parameter.requires_grad_(flag)
+
+    def look(self, batch: Batch, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probability (N,) of each scored token; of those at `at` (n,) what the head sees (n, D) and the logits (n, V)."""
+        head, source, target = self.head, batch.source, batch.target
+        assert source is not None and target is not None
+        own, ends, seen = head.forward, self._ends_at_head(head), []
+
+        def scored(hidden: Tensor) -> Tensor:  # (B, T, D)
+            states = hidden.reshape(-1, hidden.shape[-1]).index_select(0, source)  # (N, D)
+            seen.append(states.index_select(0, at))
+            if not ends:
+                return own(states)[None]
+            if type(head) is nn.Linear:
+                return linear_logp(states, head.weight, head.bias, target, self.chunk)[None, :, None]
+            return self._chunked(own, states, target)[None, :, None]
+
+        with instead(head, scored):
+            out = self.run(batch)
+        found = (out.logits if hasattr(out, "logits") else out[0])[0]
+        if not ends:
+            return gather_logp(found, target), seen[0], _whole(found.index_select(0, at))
+        return found[:, 0], seen[0], _whole(own(seen[0]))
+
     def class_logits(self, batch: Batch) -> Tensor:
         """Logits (B, C) of a task head."""
-        return self.model(**batch.inputs(self._mask_dtype())).logits
+        return self.run(batch).logits
+
+    def _columns(self, batch: Batch, function: Callable[[Tensor, Tensor, slice], Columns]) -> Columns:
+        head, source, target = self.head, batch.source, batch.target
+        assert source is not None and target is not None
+        own, ends, N = head.forward, self._ends_at_head(head), len(target)
+        size = self.chunk or max(1, CHUNK_BYTES // (4 * self.plain.config.vocab_size))
+
+        def part(rows: Tensor, at: slice) -> Tensor:  # states (n, D), or logits (n, V) where something follows the head
+            return torch.stack(function(_whole(own(rows) if ends else rows), target[at], at), -1)  # (n, K)
+
+        def chunked(rows: Tensor) -> Tensor:
+            if size >= N:
+                return part(rows, slice(0, N))
+            pieces = [slice(i, min(i + size, N)) for i in range(0, N, size)]
+            return torch.cat([checkpoint(part, rows[at], at, use_reentrant=False) for at in pieces])
+
+        def scored(hidden: Tensor) -> Tensor:  # (B, T, D)
+            states = hidden.reshape(-1, hidden.shape[-1]).index_select(0, source)  # (N, D)
+            return (chunked(states) if ends else own(states))[None]
+
+        with instead(head, scored):
+            out = self.run(batch)
+        found = (out.logits if hasattr(out, "logits") else out[0])[0]
+        return (found if ends else chunked(found)).unbind(-1)
+
+    def embeddings(self, batch: Batch, pooling: Pooling) -> Tensor:
+        """One vector (B, D) for each row of the grid, of a model without a head."""
+        return pooled(self.run(batch).last_hidden_state, batch.mask, pooling)
+
+    def _states(self, batch: Batch) -> Tensor:
+        """States (N, D) that the head would see at the scored positions, where it is the model's end. No head runs."""
+        source, kept = batch.source, []
+        assert source is not None
+
+        def keep(hidden: Tensor) -> Tensor:
+            kept.append(hidden.reshape(-1, hidden.shape[-1]).index_select(0, source))
+            return hidden.new_zeros(1, 1, 1)
+
+        with instead(self.head, keep):
+            self.run(batch)
+        return kept[0]
+
+    def _logits(self, batch: Batch) -> Tensor:
+        """Logits (N, V) at the scored positions."""
+        own, source = self.head.forward, batch.source
+        assert source is not None
+
+        def scored(hidden: Tensor) -> Tensor:
+            return own(hidden.reshape(-1, hidden.shape[-1]).index_select(0, source))[None]
+
+        with instead(self.head, scored):
+            out = self.run(batch)
+        return _whole((out.logits if hasattr(out, "logits") else out[0])[0])
 
     def _mask_dtype(self) -> torch.dtype:
         """Additive masks must have the dtype that attention runs in."""
@@ -267,6 +413,11 @@ class Scorer:
         return self._linear
 
 
+def _whole(logits: Tensor) -> Tensor:
+    """Logits in the precision that sums over the vocabulary are taken in."""
+    return logits.to(_full(logits.dtype))
+
+
 @torch.no_grad()
 def _logits_are_heads(model: nn.Module, head: nn.Module) -> bool:
     """Make the head return a known ramp and look whether the model hands it on untouched."""
@@ -285,7 +436,7 @@ def _logits_are_heads(model: nn.Module, head: nn.Module) -> bool:
     rng = torch.get_rng_state()
     model.eval()
     try:
-        with _head_sees(head, probe):
+        with instead(head, probe):
             logits = model(**inputs).logits
     finally:
         model.train(was_training)

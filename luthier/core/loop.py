@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -37,11 +37,13 @@ from luthier.core.batch import (
     GroupExample,
     LabelledExample,
     Plan,
+    SearchExample,
     SourceTargetExample,
     TextExample,
     collate_groups,
     collate_labelled,
     collate_packed,
+    collate_searches,
     collate_source_target,
     collate_text,
     pack,
@@ -51,8 +53,10 @@ from luthier.core.layer_cache import LayerCache, layer_cache
 from luthier.core.logprobs import Scorer
 from luthier.core.method import Loss, LuthierError, Objective, PartialTuner, Tuner
 from luthier.core.probe import Probe
+from luthier.core.references import References
 from luthier.core.runs import RunFolder
 from luthier.core.sources import cache_folder
+from luthier.core.subject import at_rest
 from luthier.core.trainable import BlockGuard, Selection
 
 
@@ -105,6 +109,8 @@ class Collator:
             return collate_groups(examples, self.pad, share_prompt=self.share_prompt)  # type: ignore[arg-type]
         if isinstance(first, LabelledExample):
             return collate_labelled(examples, self.pad)  # type: ignore[arg-type]
+        if isinstance(first, SearchExample):
+            return collate_searches(examples, self.pad)  # type: ignore[arg-type]
         assert isinstance(first, SourceTargetExample)
         return collate_source_target(examples, self.pad, self.start)  # type: ignore[arg-type]
 
@@ -168,6 +174,8 @@ def _sharing_pays(examples: Sequence[GroupExample]) -> bool:
     return shared < 0.85 * apart
 
 
+HELD_OUT = -1
+"""The step that an objective's `view` is told for held-out rows."""
 PROBE_BATCHES = 4
 """Micro-batches that a tuner which chooses on data is shown."""
 STATE, SELECTION = "trainer_state.json", "selection.pt"
@@ -252,8 +260,7 @@ class Loop:
     """Train `model` (already wrapped by `tuner`) on `examples` under `objective`.
 
     fresh       makes the untuned, wrapped model again: needed to gather sharded parameters into it
-    references  (R,) log-probability of every answer under the untuned model, in example order, where the objective
-                asks for it: answers of example i are at offsets[i] ... offsets[i + 1]
+    references  what the objective needs of the untuned model; a list: log-probabilities of each example's answers
     """
 
     def __init__(
@@ -267,7 +274,7 @@ class Loop:
         seed: int = 0,
         run: RunFolder | None = None,
         held_out: Sequence[Example] | None = None,
-        references: Sequence[Tensor] | None = None,
+        references: References | Sequence[Tensor] | None = None,
         callbacks: Sequence[LoopCallback] = (),
         accelerator: Accelerator | None = None,
         stage: int = 0,
@@ -278,7 +285,9 @@ class Loop:
         self.model, self.tuner, self.objective = model, tuner, objective.for_examples(examples)
         self.examples, self.settings, self.seed, self.run, self.stage = examples, settings, seed, run, stage
         self.fresh = fresh
-        self.held_out, self.references, self.callbacks = held_out, references, list(callbacks)
+        self.held_out, self.callbacks = held_out, list(callbacks)
+        self.references = references if isinstance(references, References) else References(references)
+        self.companions = self.objective.companions(examples)
         self.accelerator = accelerator or make_accelerator(settings)
         self.collate = collator(model, pad, examples, settings)
         world, accumulation = self.accelerator.num_processes, settings.gradient_accumulation_steps
@@ -287,6 +296,7 @@ class Loop:
             settings.per_device_train_batch_size * accumulation * world,
             seed if settings.data_seed is None else settings.data_seed,
             settings.group_by_length,
+            group=self._whole_groups(),
         )
         epochs = settings.num_train_epochs
         self.total = settings.max_steps if settings.max_steps > 0 else math.ceil(epochs * self.plan.steps_per_epoch)
@@ -307,13 +317,23 @@ class Loop:
 
     # set-up -------------------------------------------------------------------------------------------
 
+    def _whole_groups(self) -> int:
+        """Size of the objective's groups of rows, which no micro-batch may split. Raises LuthierError."""
+        group, size = self.objective.group, self.settings.per_device_train_batch_size
+        if size % group:
+            raise LuthierError(
+                f"train.per_device_train_batch_size {size} is not a multiple of objective.group {group}: rows of a group "
+                "share one loss and are never split; change one of the two"
+            )
+        return group
+
     def _select(self, epoch: int) -> None:
         """Draw or choose what moves: once a stage, or again in epochs in which the method says so."""
         if self.tuner.chooses:
             probe = self._probe(epoch)
             self._hold(self.tuner.choose(self.plain, probe))
             self.choice_flops += probe.flops[0]
-            self._record({"step": self.step_index, "epoch": epoch, "selection": self.selection.note})
+            self.record({"step": self.step_index, "epoch": epoch, "selection": self.selection.note})
         elif isinstance(self.tuner, PartialTuner):
             mode = getattr(self.tuner, "reselect", "never")
             key = {
@@ -359,8 +379,10 @@ class Loop:
             return mean
 
         def alone(n: int) -> list[Callable[[], Tensor]]:
-            rows = random.Random(f"{self.seed}/look").sample(range(len(self.examples)), min(n, len(self.examples)))
-            return [lambda r=row: loss_on(self._batch([r], step).to(device)).sum for row in rows]  # type: ignore[misc]
+            group, last = self.objective.group, len(self.examples)
+            rows = random.Random(f"{self.seed}/look").sample(range(last), min(n * group, last))
+            parts = [rows[i : i + group] for i in range(0, len(rows), group)]
+            return [lambda r=part: loss_on(self._batch(r, step).to(device)).sum for part in parts]  # type: ignore[misc]
 
         def optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
             lr = self.learning_rate * rate(min(step, self.total - 1), self.total, self.settings)
@@ -370,6 +392,7 @@ class Loop:
             self.plain, [mean_of(b) for b in batches], [b.ids.numel() for b in batches], optimizer, alone,
             state=dict(self.optimizer.state) if hasattr(self, "optimizer") else {},
             max_norm=self.settings.max_grad_norm if self.settings.max_grad_norm > 0 else math.inf,
+            moves=self.selection if epoch > 0 else None,
         )  # fmt: skip
 
     def _groups(self) -> list[dict[str, Any]]:
@@ -414,7 +437,9 @@ class Loop:
         self._make_optimizer()
         self.cost = self._measure()
         self.wrapped, self.prepared = self.accelerator.prepare(self.model, self.optimizer)
-        self.scorer = Scorer(self.wrapped, self.plain)
+        if self.references.model is not None:
+            self.references.model.to(self.device)
+        self.scorer = Scorer(self.wrapped, self.plain, beside=self.references.model)
         if resume is not None:
             self.load(resume)
         self.kept = self._keep_layers(epoch)
@@ -436,10 +461,18 @@ class Loop:
             self.settings.cache_frozen_layers,
             worthwhile=self.total >= (epoch + 2) * self.plan.steps_per_epoch, sharded=self.sharded,
             checkpointing=self.settings.gradient_checkpointing, folder=cache_folder() / "layers",
+            noise=bool(self.settings.neftune_noise_alpha),
         )  # fmt: skip
 
     def _reused(self, rows: Sequence[int], batch: Batch) -> AbstractContextManager[None]:
         return nullcontext() if self.kept is None else self.kept.serving(rows, batch, self.accelerator.autocast)
+
+    def _noise(self) -> tuple[float, int] | None:
+        """Noise on the input embeddings (train.neftune_noise_alpha): anew at every step, the same after resuming."""
+        alpha = self.settings.neftune_noise_alpha
+        if not alpha:
+            return None
+        return alpha, int(np.random.default_rng([self.seed, self.stage, self.step_index, 1]).integers(2**62))
 
     @property
     def plain(self) -> Any:
@@ -448,7 +481,7 @@ class Loop:
     @cached_property
     def bare(self) -> Scorer:
         """Of the model without accelerate's wrapper, for costs and choices. Ask for it before operations are counted."""
-        return Scorer(self.plain).warm()
+        return Scorer(self.plain, beside=self.references.model).warm()
 
     @property
     def device(self) -> torch.device:
@@ -517,11 +550,33 @@ class Loop:
         ]
 
     def _batch(self, rows: Sequence[int], step: int) -> Batch:
-        batch = self.collate([self.examples[i] for i in rows])
-        if self.references is not None:
-            batch.reference = torch.cat([self.references[i] for i in rows])
         rng = np.random.default_rng([self.seed, self.stage, step])
-        return self.objective.view(batch, step, self.total, rng)
+        return self.objective.view(self._group(rows, self.examples, self.references.answers), step, self.total, rng)
+
+    def _group(self, rows: Sequence[int], examples: Sequence[Example], logp: Sequence[Tensor] | None) -> Batch:
+        batch = self.collate([examples[i] for i in rows])
+        if logp is not None:
+            batch.reference = torch.cat([logp[i] for i in rows])
+        return batch
+
+    def _shared(
+        self, chunks: Sequence[tuple[Sequence[int], bool]], companions: Sequence[Example], logp: Sequence[Tensor] | None
+    ) -> tuple[Tensor, int]:
+        """Mean over all micro-batches and processes of what the objective asks of companions; padded tokens it took."""
+        total: Tensor | None = None
+        weight, padded = 0.0, 0
+        with at_rest(self.wrapped), self.accelerator.autocast():
+            for rows, counts in chunks:
+                batch = self._group(rows, companions, logp)
+                padded += batch.ids.numel()
+                value, n = self.objective.statistic(self.scorer, batch.to(self.device))
+                value = value.double() * counts
+                total, weight = value if total is None else total + value, weight + n * counts
+        assert total is not None
+        told = torch.cat([total, total.new_tensor([weight])])
+        if self.accelerator.num_processes > 1:
+            told = self.accelerator.reduce(told, "sum")
+        return (told[:-1] / told[-1]).float(), padded
 
     # one step -----------------------------------------------------------------------------------------
 
@@ -544,12 +599,16 @@ class Loop:
                 f"step {self.step_index + 1}: no token or row counts: check the loss mask (data preview)"
             )
         scale = self.accelerator.num_processes / total
+        shared = None
+        if self.companions is not None:
+            shared, padded = self._shared(shares, self.companions, self.references.companions)
+            self.train_flops += self.cost["forward_flops"] / max(1, self.cost["padded_tokens"]) * padded
         summed = torch.zeros((), dtype=torch.float64, device=self.device)
         figures: dict[str, tuple[Tensor, float]] = {}
         for i, (batch, counts) in enumerate(mine):
             last = i == len(mine) - 1
             tokens = batch.tokens  # counted before the batch moves: asking a device would wait for it
-            batch = batch.to(self.device)
+            batch = replace(batch.to(self.device), shared=shared, noise=self._noise())
             with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                 with self.accelerator.autocast(), self._reused(shares[i][0], batch):
                     loss = self.objective.compute(self.scorer, batch)
@@ -664,7 +723,7 @@ class Loop:
         row = window.close(self)
         row["learning_rate"] = self.optimizer.param_groups[-1]["lr"]
         row["tokens_per_second"] = round(self.tokens * self.accelerator.num_processes / max(self.seconds, 1e-9), 1)
-        self._record(row)
+        self.record(row)
         self._tell("log", row)
         limit = self.settings.loss_watchdog_threshold
         if limit is not None:
@@ -672,28 +731,36 @@ class Loop:
             if len(recent) == self.settings.loss_watchdog_patience and min(recent) > limit:
                 self.stop_reason = f"loss stayed above loss_watchdog_threshold {limit}"
 
-    def _record(self, row: dict[str, Any]) -> None:
+    def record(self, row: dict[str, Any]) -> None:
+        """A row of the log: it is kept with checkpoints and written to metrics.jsonl."""
         self.history.append(row)
         if self.run is not None and self.accelerator.is_main_process:
             self.run.log(row)
 
     @torch.no_grad()
     def held_out_loss(self, examples: Sequence[Example]) -> float:
-        """Mean loss over examples, with dropout off."""
+        """Mean loss over examples, with dropout off. Where an objective needs references, over those held out alone."""
         self.wrapped.eval()
-        size = self.settings.per_device_eval_batch_size
-        order = sorted(range(len(examples)), key=lambda i: len(examples[i]))
+        group = self.objective.group
+        size = max(1, self.settings.per_device_eval_batch_size // group) * group
+        lengths = [len(e) for e in examples]
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        chunks = [order[i : i + size] for i in range(0, len(order), size)]
+        chunks = Plan(lengths, size, shuffle=False, window_steps=len(lengths), group=group).epoch(0)
         totals = torch.zeros(2, dtype=torch.float64, device=self.device)
-        for i in range(rank, -(-len(chunks) // world) * world, world):
-            rows = chunks[min(i, len(chunks) - 1)]
-            batch = self.objective.view(
-                self.collate([examples[r] for r in rows]), 0, self.total, np.random.default_rng(0)
-            )
+        mine = [
+            (chunks[min(i, len(chunks) - 1)], i < len(chunks))
+            for i in range(rank, -(-len(chunks) // world) * world, world)
+        ]
+        companions, shared = self.objective.companions(examples), None
+        if companions is not None:
+            shared, _ = self._shared(mine, companions, self.references.held_companions)
+        for rows, counts in mine:
+            batch = self._group(rows, examples, self.references.held_out)
+            batch = self.objective.view(batch, HELD_OUT, self.total, np.random.default_rng(0)).to(self.device)
+            batch.shared = shared
             with self.accelerator.autocast():
-                loss = self.objective.compute(self.scorer, batch.to(self.device))
-            if i < len(chunks):
+                loss = self.objective.compute(self.scorer, batch)
+            if counts:
                 totals += torch.tensor([float(loss.sum), loss.weight], dtype=torch.float64, device=self.device)
         if world > 1:
             totals = self.accelerator.reduce(totals, "sum")
@@ -711,7 +778,7 @@ class Loop:
             "eval_runtime": round(seconds, 3),
             "eval_samples_per_second": round(len(self.held_out or []) / max(seconds, 1e-9), 2),
         }
-        self._record(row)
+        self.record(row)
         self._tell("evaluated", row)
         metric = row.get(self.settings.metric_for_best_model, value)
         better = self.best is None or (

@@ -9,16 +9,19 @@ B rows, T tokens, N scored positions, A answers, V vocabulary.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from luthier.core.batch import Batch, Example
     from luthier.core.logprobs import Scorer
+    from luthier.core.loop import Loop
+    from luthier.core.mixture import Other
     from luthier.core.probe import Probe
     from luthier.core.trainable import Selection
 
@@ -74,7 +77,7 @@ class Tuner(Method):
     def wrap(self, model: nn.Module, task: str, seed: int = 0) -> nn.Module:
         """Make `model` trainable in this method's way and return the module to train.
 
-        `task` is one of "causal_lm", "seq2seq_lm", "masked_lm", "classification". Task heads that are new stay
+        `task` is one of "causal_lm", "seq2seq_lm", "masked_lm", "classification", "embedding". Task heads that are new stay
         trainable whatever the tuner.
         """
         raise NotImplementedError
@@ -165,14 +168,22 @@ class Objective(Method):
     """What is minimised.
 
     rows       data types it takes (names of the data axis), the first is the usual one
-    task       the head it needs: "causal_lm", "masked_lm", "classification"
+    task       the head it needs: "causal_lm", "masked_lm", "classification", "embedding" (none: the final states)
     start      what the loss is before any step, in words and as a number where it is exact
-    reference  True if it needs the log-probabilities of the untuned model
+    reference  what it needs of the untuned model: "" nothing; "answers" the log-probability of each answer, computed once
+               and stored; "model" the model itself, asked beside the tuned one (`Scorer.compare`)
+    idle       True if a scored token may have no gradient (a hinge that is kept, a side that is only a yardstick)
+    group      rows whose loss depends on one another: they are drawn together and never split, so that sums still add.
+               Each `group` rows of a batch, in order, are one; only the last may be smaller
+    row_options  options of the data type that it cannot do without
     """
 
     rows: ClassVar[tuple[str, ...]] = ()
     task: ClassVar[str] = "causal_lm"
-    reference: ClassVar[bool] = False
+    reference: ClassVar[str] = ""
+    idle: ClassVar[bool] = False
+    group: int = 1
+    row_options: ClassVar[dict[str, Any]] = {}
 
     def for_tokenizer(self, tokenizer: Any) -> Self:
         """The same objective with what it needs of the tokenizer (a mask id, say) filled in."""
@@ -182,6 +193,18 @@ class Objective(Method):
         """The same objective with what it needs to know of all training examples (how often a label occurs, say)."""
         return self
 
+    def companions(self, examples: Sequence[Example]) -> Sequence[Example] | None:
+        """One further example for each, from which `statistic` is taken (a mismatched answer, say); None: not needed."""
+        return None
+
+    def statistic(self, scorer: Scorer, batch: Batch) -> tuple[Tensor, float]:
+        """(sum (k,), weight) over a batch of companions, without gradient.
+
+        The loop adds both over all micro-batches and processes of a step before its loss is computed, and hands the
+        mean on as `batch.shared`: what couples the rows of a step then does not depend on how the step is split.
+        """
+        raise NotImplementedError
+
     def weight(self, batch: Batch) -> float:
         """The `Loss.weight` that `compute` will return, known without running the model."""
         raise NotImplementedError
@@ -190,7 +213,8 @@ class Objective(Method):
         """The batch as this objective shows it to the model at optimiser step `step` of `total` (corruption, mixing).
 
         `rng` depends on seed and step alone: fresh at every visit, the same after resuming and for every micro-batch.
-        What is drawn for a row must depend on the row (`batch.rows`), so that no split of a step changes it.
+        What is drawn for a row must depend on the row (`batch.rows`), so that no split of a step changes it. Held-out rows
+        come as step -1: corruption that only training is for leaves them alone.
         """
         return batch
 
@@ -235,6 +259,18 @@ class Decoder(Method):
         """The same decoder with what it needs of the tokenizer (the ids of words, say) filled in."""
         return self
 
+    def for_models(self, load: Callable[[Any], Other], tokenizer: Any = None) -> Self:
+        """The same decoder with the other models that its options name loaded by `load`; `tokenizer` is the asked one's."""
+        return self
+
+    def over(self, model: nn.Module) -> nn.Module:
+        """The model whose distribution is decoded and scored: `model` itself, or a sum of it and others."""
+        return model
+
+    def alone(self) -> Decoder:
+        """The same choice of tokens without the other models: what a decoder that has some is compared with."""
+        return self
+
     def allowed(self, said: Sequence[int], limits: Limits) -> list[int] | None:
         """Tokens that may follow what a row has said, stop tokens included; None: all. A function of `said` alone."""
         return None
@@ -242,6 +278,22 @@ class Decoder(Method):
     def generate(self, model: nn.Module, ids: Sequence[Sequence[int]], limits: Limits) -> list[Generation]:
         """Prompts as ragged id lists to one generation each. Rows in a batch equal rows alone."""
         raise NotImplementedError
+
+    def candidates(
+        self, model: nn.Module, ids: Sequence[Sequence[int]], limits: Limits, k: int
+    ) -> list[list[Generation]]:
+        """Up to `k` different generations a prompt, that of `generate` first: here k draws, of which repeats are left out.
+
+        A decoder that ranks several answers gives its best k.
+        """
+        found = self.generate(model, [row for row in ids for _ in range(k)], limits)
+        out = []
+        for start in range(0, len(found), k):
+            different: dict[tuple[int, ...], Generation] = {}
+            for one in found[start : start + k]:
+                different.setdefault(tuple(one.ids), one)
+            out.append(list(different.values()))
+        return out
 
 
 @dataclass(frozen=True)
@@ -256,27 +308,95 @@ class Limits:
 
 @dataclass
 class Generation:
-    """`ids` without the stop token; `stopped` tells whether it was reached; `logp` of `ids` (plus stop) summed."""
+    """`ids` without the stop token; `stopped` tells whether it was reached; `logp` of `ids` (plus stop) summed.
+
+    figures  counts that the decoder kept of this row (drafts made, drafts accepted, ...)
+    """
 
     ids: list[int]
     stopped: bool
     logp: float
+    figures: dict[str, int] = field(default_factory=dict)
 
 
 # ----------------------------------------------------------------------------------------------------- edits
 
 
 class Edit(Method):
-    """Weights changed without gradient training: state dictionaries in, a new state dictionary out."""
+    """Weights changed without a training loop: checkpoints in, one of the names, shapes and dtypes of the first out.
+
+    Tensors are made one at a time, each from its namesakes in all checkpoints, so that weights larger than memory can be
+    edited. What must be known before the first of them (a draw, a threshold, what data say) is the plan.
+
+    inputs        least and most checkpoints (None: any number); the first is the one that is changed
+    capabilities  from EDIT_CAPABILITIES
+    """
 
     capabilities: ClassVar[frozenset[str]] = frozenset()
+    inputs: ClassVar[tuple[int, int | None]] = (1, None)
 
-    def apply(self, states: Sequence[dict[str, Tensor]], model: nn.Module | None = None) -> dict[str, Tensor]:
-        """New tensors of the names, shapes and dtypes of `states[0]`; inputs are left untouched.
+    @property
+    def needs(self) -> frozenset[str]:
+        """What `plan` must be given: "architecture" (`model`, with or without weights), "data" (`probe` of the first)."""
+        return frozenset()
 
-        `model` has the architecture of the states, for edits that need to know its parts.
-        """
+    def plan(
+        self, states: Sequence[Mapping[str, Tensor]], model: nn.Module | None = None, probe: Probe | None = None
+    ) -> Any:
+        """What has to be known before the first tensor. Reading a tensor of `states` may be reading a file."""
+        return None
+
+    def tensor(self, name: str, tensors: Sequence[Tensor], plan: Any) -> Tensor:
+        """The tensor `name` of the result, in any dtype; `tensors` are left as they are. Floating point tensors only."""
         raise NotImplementedError
+
+    def found(self, plan: Any) -> dict[str, Any]:
+        """What is worth writing down of a plan, as plain values."""
+        return {}
+
+    def one(self, name: str, tensors: Sequence[Tensor], plan: Any) -> Tensor:
+        """`tensor` in the first one's dtype; what is no floating point number is the first one's. Raises LuthierError for NaN."""
+        first = tensors[0]
+        if not first.is_floating_point():
+            return first
+        out = self.tensor(name, tensors, plan).to(first.dtype)
+        for tensor in (*tensors, out):
+            if not _finite(tensor):
+                what = "would hold" if tensor is out else "holds"
+                raise LuthierError(f"'{name}' {what} NaN or infinity, so nothing was written: look at the checkpoints")
+        return out
+
+    def apply(
+        self, states: Sequence[Mapping[str, Tensor]], model: nn.Module | None = None, probe: Probe | None = None
+    ) -> dict[str, Tensor]:
+        """All tensors at once, in memory of their own."""
+        self.check(len(states))
+        plan = self.plan(states, model, probe)
+        out = {name: self.one(name, [s[name] for s in states], plan) for name in states[0]}
+        theirs = {t.untyped_storage().data_ptr() for s in states for t in s.values()}
+        return {n: t.clone() if t.untyped_storage().data_ptr() in theirs else t.contiguous() for n, t in out.items()}
+
+    def check(self, checkpoints: int) -> None:
+        """Raises LuthierError where this many checkpoints are not what the edit takes."""
+        least, most = self.inputs
+        if checkpoints < least or (most is not None and checkpoints > most):
+            words = f"{least}" if most == least else f"at least {least}" if most is None else f"{least} to {most}"
+            raise LuthierError(f"{self.name} takes {words} checkpoint{'s' * (words != '1')}, not {checkpoints}")
+
+
+EDIT_CAPABILITIES: dict[str, str] = {
+    "agree": "where all checkpoints are equal, they come back",
+    "copies": "every number is one of the checkpoints' own",
+    "zeros": "every number is that of the first checkpoint, or zero",
+    "adapter": "takes an adapter as it is, and gives an adapter back",
+}
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Whether all numbers are finite: one sum where it is, which NaN and infinity always reach."""
+    tensor = tensor.float() if tensor.element_size() == 1 else tensor
+    total = tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32))
+    return bool(total.isfinite()) or bool(tensor.isfinite().all())
 
 
 # ------------------------------------------------------------------------------------------------ evaluation
@@ -299,7 +419,7 @@ class Recipe(Method):
 
     @classmethod
     def small(cls) -> dict[str, Any]:
-        """Dotted keys that make the recipe of configs/ small enough for the common checks."""
+        """Overrides under which the method's own recipe file runs in a few seconds: what the common checks run."""
         return {}
 
     def run(self, folder: str, *, recipe: Any, say: Callable[[str], None], **given: Any) -> Any:
@@ -310,4 +430,20 @@ class Recipe(Method):
         `given` is what `luthier.run` was called with (resume, callbacks, quiet, bases), to be handed on to the runs
         inside. A run inside must be given a recipe whose `procedure` is None.
         """
+        raise NotImplementedError
+
+
+# -------------------------------------------------------------------------------------------------- analysis
+
+
+class Analysis(Method):
+    """What a run's model and data tell, as a table: `analysis: NAME` in a recipe.
+
+    every  steps between two looks, besides those before the first step and after the last; 0: none
+    """
+
+    every: int = 0
+
+    def table(self, loop: Loop) -> dict[str, Any]:
+        """Plain values by name. Leaves weights, gradients, modes and random state as they were."""
         raise NotImplementedError

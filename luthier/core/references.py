@@ -1,15 +1,18 @@
-"""Outputs of the reference model, computed once and kept on disk by the hash of model and data.
+"""The untuned model as a reference: one number an answer, computed once and kept on disk, or the model itself.
 
-    ref[a] = log pi_ref(answer a | its prompt)              one number an answer
+    ref[a] = log pi_ref(answer a | its prompt)              by the hash of model and data
 
-The reference is the untuned model: nothing of it is needed during training, so no second model is in memory.
+Where these numbers are all that an objective needs, no second model is in memory. One that needs whole distributions asks
+the model itself at every step: the tuned one with its adapter off, or a frozen copy where that cannot be.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +20,66 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from luthier.core.batch import GroupExample
+from luthier.core.batch import Example, GroupExample
 from luthier.core.config import TrainSettings
 from luthier.core.logprobs import Scorer
-from luthier.core.loop import collator
+from luthier.core.method import Objective, Tuner
 from luthier.core.runs import hash_tensors
 from luthier.core.sources import cache_folder
+
+
+@dataclass
+class References:
+    """What a run needs of the untuned model, by its objective's `reference`.
+
+    answers          log-probabilities of each training example's answers;  companions  of the objective's companions
+    held_out         the same of held-out examples;  held_companions  of their companions
+    model            a frozen copy, where the tuned model cannot be switched back
+    reused           whether the stored ones were all there already
+    """
+
+    answers: Sequence[Tensor] | None = None
+    companions: Sequence[Tensor] | None = None
+    held_out: Sequence[Tensor] | None = None
+    held_companions: Sequence[Tensor] | None = None
+    model: nn.Module | None = None
+    reused: bool = True
+
+
+def references(
+    model: nn.Module,
+    tuner: Tuner,
+    objective: Objective,
+    examples: Sequence[Example],
+    pad: int,
+    settings: TrainSettings,
+    held_out: Sequence[Example] | None = None,
+) -> References | None:
+    """Ask the untuned model, before it is wrapped, for what `objective` needs; None where that is nothing."""
+    if not objective.reference:
+        return None
+    if objective.reference == "model":
+        return References(model=untuned_copy(model, tuner))
+    found = References()
+
+    def stored(of: Sequence[Example] | None) -> Sequence[Tensor] | None:
+        if of is None:
+            return None
+        logp, reused = reference_logp(model, of, pad, settings)  # type: ignore[arg-type]
+        found.reused &= reused
+        return logp
+
+    found.answers, found.companions = stored(examples), stored(objective.companions(examples))
+    if held_out is not None:
+        found.held_out, found.held_companions = stored(held_out), stored(objective.companions(held_out))
+    return found
+
+
+def untuned_copy(model: nn.Module, tuner: Tuner) -> nn.Module | None:
+    """A frozen copy of a model that `tuner` has not wrapped yet; None where its adapter can be switched off."""
+    if tuner.artefact == "adapter" and "off" in tuner.capabilities:
+        return None
+    return copy.deepcopy(model).requires_grad_(False).eval()
 
 
 def data_hash(examples: Sequence[GroupExample]) -> str:
@@ -44,6 +101,8 @@ def reference_logp(
     if file.exists():
         flat = load_file(file)["logp"]
         return list(flat.split([len(e.answers) for e in examples])), True
+    from luthier.core.loop import collator  # which itself knows what References are
+
     scorer, training = Scorer(model), model.training
     collate = collator(model, pad, examples, settings)  # the layout of training: a prompt is shared where that pays
     model.eval()

@@ -21,8 +21,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -47,19 +47,37 @@ def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
 
 
-def _whole(path: Path, write: Callable[[Path], Any]) -> None:
-    part = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+@contextmanager
+def or_refuse(path: Path) -> Iterator[None]:
+    """An error of the file system inside is one line about `path`."""
     try:
-        write(part)
-        _flush(part)
-        os.replace(part, path)
+        yield
     except OSError as error:
-        with suppress(OSError):
-            part.unlink()
         raise LuthierError(
             f"{path}: cannot be written ({error.strerror or error}); what was saved before is untouched"
         ) from error
+
+
+def _whole(path: Path, write: Callable[[Path], Any]) -> None:
+    part = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+    try:
+        with or_refuse(path):
+            write(part)
+            _flush(part)
+            os.replace(part, path)
+    except LuthierError:
+        with suppress(OSError):
+            part.unlink()
+        raise
     _flush_folder(path.parent)
+
+
+def replaceable(path: Path) -> bool:
+    """Whether nothing is lost by writing a model folder here: nothing, an empty folder, or a model that was made here."""
+    marks = ("edit.json", "merge_check.json")
+    return not path.exists() or (
+        path.is_dir() and (not any(path.iterdir()) or any((path / m).is_file() for m in marks))
+    )
 
 
 def write_folder(path: Path, write: Callable[[Path], Any]) -> None:
@@ -67,23 +85,19 @@ def write_folder(path: Path, write: Callable[[Path], Any]) -> None:
     part = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
     shutil.rmtree(part, ignore_errors=True)
     try:
-        part.mkdir(parents=True)
-        write(part)
-        for file in part.rglob("*"):
-            if file.is_file():
-                _flush(file)
-        if path.exists():
-            old = path.with_name(f"{TEMPORARY}old-{os.getpid()}-{path.name}")
-            os.replace(path, old)
-            os.replace(part, path)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.replace(part, path)
-    except OSError as error:
-        shutil.rmtree(part, ignore_errors=True)
-        raise LuthierError(
-            f"{path}: cannot be written ({error.strerror or error}); what was saved before is untouched"
-        ) from error
+        with or_refuse(path):
+            part.mkdir(parents=True)
+            write(part)
+            for file in part.rglob("*"):
+                if file.is_file():
+                    _flush(file)
+            if path.exists():
+                old = path.with_name(f"{TEMPORARY}old-{os.getpid()}-{path.name}")
+                os.replace(path, old)
+                os.replace(part, path)
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                os.replace(part, path)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
@@ -110,13 +124,17 @@ class RunFolder:
         self.path = Path(path)
 
     def create(self, manifest: dict[str, Any]) -> None:
-        """Make the folder and its manifest. Raises LuthierError if another finished run is there."""
+        """Make the folder and its manifest. Raises LuthierError if another run is there."""
+        self.must_be_free()
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.write_manifest(manifest)
+
+    def must_be_free(self) -> None:
+        """Raises LuthierError if a run is here."""
         if (self.path / "run.json").exists():
             raise LuthierError(
                 f"{self.path}: a run is here already: continue it with --resume, or choose another output_dir"
             )
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.write_manifest(manifest)
 
     @property
     def manifest(self) -> dict[str, Any]:

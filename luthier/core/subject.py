@@ -1,11 +1,11 @@
 """A subject: a model with its tokenizer and decoder, as something that can be asked questions.
 
-    generate            prompts to texts
+    generate            prompts to texts;  candidates: to several texts each, best first
     logp                sum of log p(completion | prompt), and the number of tokens in it
     token_logp          log-probability of each token of a text
     next_token_logp     log-probabilities of what follows a text, (n, V)
     class_probabilities probabilities of a task head, (n, C)
-    embeddings          mean final state over the tokens of a text, (n, D)
+    embeddings          final states of a text as one vector, (n, D)
 
 Every answer is deterministic, needs no gradient, and is the same (up to float rounding) whatever the batch size:
 items are sorted by length into batches of at most `tokens_per_batch`, and handed back in their own order. The head of
@@ -16,6 +16,9 @@ plain string is used as it is: no template, only what the tokenizer itself adds 
 completion are encoded as one string and split where the prompt ends; blanks at the end of a prompt move to the
 completion. A text's first token is conditioned on the BOS token, or on the end-of-text token where there is no BOS.
 
+A decoder that asks several models makes a sum of them (`Decoder.over`): log-probabilities are then the sum's as well, so
+that what is scored is what is generated from.
+
 B rows, T tokens, N asked positions, V vocabulary, C classes, n items.
 """
 
@@ -25,7 +28,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -33,7 +36,9 @@ import torch
 from torch import Tensor, nn
 
 from luthier.core.batch import _grid
+from luthier.core.embedding import Pooling, pooled
 from luthier.core.method import Decoder, Generation, Limits, LuthierError, Refusal
+from luthier.core.mixture import Mixture, Wrap
 
 Prompt = str | list[dict[str, Any]]
 """A plain text, or messages with `role` and `content`."""
@@ -52,15 +57,24 @@ class TextLimits(Limits):
 
 @dataclass(slots=True)
 class _Ask:
-    """One sequence: the model (its encoder, if there is a `decoder`) reads `ids` and is asked at positions `at`."""
+    """One sequence: the model (its encoder, if there is a `decoder`) reads `ids` and is asked at positions `at`.
+
+    prompt  how many of `ids` are the prompt, which some models of a sum read in another form
+    """
 
     ids: list[int]
     at: list[int]
     target: list[int]
     decoder: list[int] | None = None
+    prompt: int = 0
 
     def __len__(self) -> int:
         return len(self.ids) + len(self.decoder or ())
+
+    def wrapped(self, wrap: Wrap) -> _Ask:
+        """The same question to a model with a prompt of its own."""
+        at = self.at if self.decoder is not None else [t + len(wrap) for t in self.at]
+        return replace(self, ids=[*wrap(self.ids[: self.prompt]), *self.ids[self.prompt :]], at=at)
 
 
 @contextmanager
@@ -93,6 +107,24 @@ def virtual_tokens(model: nn.Module) -> int:
     return config.num_virtual_tokens if config is not None and config.is_prompt_learning else 0
 
 
+def window_of(model: nn.Module) -> int | None:
+    """Tokens that a model can read; of a sum, those that every model can, beside what it reads of its own."""
+    if isinstance(model, Mixture):
+        windows = [(window_of(m.model), len(m.wrap)) for m in model.members]
+        return min((size - own for size, own in windows if size is not None), default=None)
+    config = plain_model(model).config
+    if config.model_type in ("t5", "mt5", "umt5", "longt5"):
+        return None
+    names = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
+    size = next((getattr(config, n) for n in names if isinstance(getattr(config, n, None), int)), None)
+    return None if size is None else size - virtual_tokens(model)
+
+
+def separates(tokenizer: Any) -> bool:
+    """Whether the tokenizer itself puts something between the two texts of a pair."""
+    return tokenizer.num_special_tokens_to_add(pair=True) > tokenizer.num_special_tokens_to_add(pair=False)
+
+
 @contextmanager
 def _head_at(head: nn.Module | None, flat: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """While active, `head` sees only the asked states: (B, T, D) becomes (1, N, D)."""
@@ -115,7 +147,7 @@ class Subject:
     """What can be asked.
 
     model             transformers model or PeftModel with the head that `task` needs
-    task              "causal_lm", "seq2seq_lm", "masked_lm" or "classification"
+    task              "causal_lm", "seq2seq_lm", "masked_lm", "classification" or "embedding"
     decoder           how tokens are chosen; None: transformers' own greedy `generate`
     tokens_per_batch  rows times columns of a padded batch
     max_length        window; None: the model's own
@@ -129,12 +161,23 @@ class Subject:
     tokens_per_batch: int = 4096
     max_length: int | None = None
     seed: int = 0
+    _asked: tuple[Decoder, nn.Module, nn.Module] | None = field(default=None, init=False, repr=False, compare=False)
 
     # ------------------------------------------------------------------------------------------- what is known
 
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+    @property
+    def asked(self) -> nn.Module:
+        """The model whose distribution is generated from and scored: `model`, or what the decoder makes of it."""
+        if self.decoder is None:
+            return self.model
+        if self._asked is None or self._asked[0] is not self.decoder or self._asked[1] is not self.model:
+            found = self.decoder.for_tokenizer(self.tokenizer).over(self.model)
+            self._asked = (self.decoder, self.model, found)
+        return self._asked[2]
 
     @property
     def pad_id(self) -> int:
@@ -161,14 +204,7 @@ class Subject:
     @property
     def window(self) -> int | None:
         """Tokens of one sequence, or None where the model sets no limit (relative positions)."""
-        if self.max_length is not None:
-            return self.max_length
-        config = plain_model(self.model).config
-        if config.model_type in ("t5", "mt5", "umt5", "longt5"):
-            return None
-        names = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
-        size = next((getattr(config, n) for n in names if isinstance(getattr(config, n, None), int)), None)
-        return None if size is None else size - virtual_tokens(self.model)
+        return self.max_length if self.max_length is not None else window_of(self.asked)
 
     # ----------------------------------------------------------------------------------------- text to tokens
 
@@ -229,12 +265,7 @@ class Subject:
         self, ids: Sequence[list[int]], max_new_tokens: int = 64, stop: Sequence[str] = (), seed: int | None = None
     ) -> list[Generation]:
         """The same from and to token ids. Copies of a prompt stay in one batch, so that a sampler tells them apart."""
-        self._writes()
-        decoder = (self.decoder or _TransformersGreedy()).for_tokenizer(self.tokenizer)
-        limits = TextLimits(
-            max_new_tokens=max_new_tokens, stop_ids=self.stop_ids, pad_id=self.pad_id,
-            seed=self.seed if seed is None else seed, finished=_stop_test(self.tokenizer, stop) if stop else None,
-        )  # fmt: skip
+        decoder, limits = self._decoding(max_new_tokens, stop, seed)
         copies: dict[tuple[int, ...], list[int]] = {}
         for i, row in enumerate(ids):
             copies.setdefault(tuple(row), []).append(i)
@@ -247,6 +278,32 @@ class Subject:
                 for i, generation in zip(rows, found, strict=True):
                     out[i] = generation
         return out  # type: ignore[return-value]
+
+    def candidates(
+        self, prompts: Sequence[Prompt], k: int, max_new_tokens: int = 64, stop: Sequence[str] = (),
+        seed: int | None = None,
+    ) -> list[list[str]]:  # fmt: skip
+        """Up to `k` different texts a prompt, the one of `generate` first. Copies of a prompt have the same ones."""
+        decoder, limits = self._decoding(max_new_tokens, stop, seed)
+        ids = [tuple(self._room(self.encode(p), max_new_tokens)) for p in prompts]
+        unique, found = list(dict.fromkeys(ids)), {}
+        with at_rest(self.model):
+            for group in _buckets([k * (len(u) + max_new_tokens) for u in unique], self.tokens_per_batch):
+                rows = [unique[i] for i in group]
+                for row, ranked in zip(rows, decoder.candidates(self.model, rows, limits, k), strict=True):
+                    texts = [self.tokenizer.decode(g.ids, skip_special_tokens=True) for g in ranked]
+                    found[row] = list(dict.fromkeys(_cut(text, stop) for text in texts))
+        return [found[row] for row in ids]
+
+    def _decoding(self, max_new_tokens: int, stop: Sequence[str], seed: int | None) -> tuple[Decoder, TextLimits]:
+        """The decoder for this tokenizer, and when it stops."""
+        self._writes()
+        decoder = (self.decoder or _TransformersGreedy()).for_tokenizer(self.tokenizer)
+        limits = TextLimits(
+            max_new_tokens=max_new_tokens, stop_ids=self.stop_ids, pad_id=self.pad_id,
+            seed=self.seed if seed is None else seed, finished=_stop_test(self.tokenizer, stop) if stop else None,
+        )  # fmt: skip
+        return decoder, limits
 
     def _room(self, ids: list[int], max_new_tokens: int) -> list[int]:
         """The prompt with its beginning cut off where it and the answer would not fit the window."""
@@ -300,7 +357,7 @@ class Subject:
         """Log-probabilities (n, V) float32 of the token after each text."""
         if self.task != "causal_lm":
             raise Refusal(f"what follows a text is defined for causal models, not for {self.task}")
-        asks = [_Ask(ids, [len(ids) - 1], [0]) for ids in (self._clip(self.encode(t)) for t in texts)]
+        asks = [_Ask(ids, [len(ids) - 1], [0], prompt=len(ids)) for ids in (self._clip(self.encode(t)) for t in texts)]
         return np.concatenate([row[0] for row in self._each(asks, _all_logp)])
 
     def distributions(self, texts: Sequence[str]) -> Iterator[tuple[int, Tensor]]:
@@ -309,7 +366,7 @@ class Subject:
         asks = []
         for text in texts:
             ids = self._clip(self.encode(text))
-            asks.append(_Ask(ids[:-1], list(range(len(ids) - 1)), ids[1:]))
+            asks.append(_Ask(ids[:-1], list(range(len(ids) - 1)), ids[1:], prompt=1))
         for group, parts in self._run(asks, _all_logp):
             for i, (logp,) in zip(group, parts, strict=True):
                 yield i, logp
@@ -318,6 +375,10 @@ class Subject:
         if self.task == "classification":
             raise Refusal(
                 "a classification model gives classes, not text: measure it by a scorer of classes or numbers"
+            )
+        if self.task == "embedding":
+            raise Refusal(
+                "an embedding model gives vectors, not text: measure it by a scorer of retrieval or neighbours"
             )
 
     def class_probabilities(self, texts: Sequence[str | tuple[str, str]]) -> np.ndarray:
@@ -334,17 +395,19 @@ class Subject:
                     out[i] = p.cpu().numpy()
         return np.stack(out)  # type: ignore[arg-type]
 
-    def embeddings(self, texts: Sequence[str | tuple[str, str]]) -> np.ndarray:
-        """Final states (n, D) averaged over the tokens of each text; of the encoder, where there are two halves."""
+    def embeddings(
+        self, texts: Sequence[str | tuple[str, str]], pooling: Pooling = "mean", max_length: int | None = None
+    ) -> np.ndarray:
+        """Final states of each text as one vector (n, D); of the encoder, where there are two halves."""
         pairs = [(t, None) if isinstance(t, str) else tuple(t) for t in texts]
-        rows = [self.tokenizer(a, b, truncation=self.window is not None, max_length=self.window) for a, b in pairs]
+        limit = min((n for n in (self.window, max_length) if n is not None), default=None)
+        rows = [self.tokenizer(a, b, truncation=limit is not None, max_length=limit) for a, b in pairs]
         out: list[np.ndarray | None] = [None] * len(rows)
         with at_rest(self.model):
             for group in _buckets([len(r["input_ids"]) for r in rows], self.tokens_per_batch):
                 inputs = self._class_inputs([rows[i] for i in group])
-                mask = inputs["attention_mask"][..., None].float()  # (B, T, 1)
-                mean = (self._states(inputs) * mask).sum(1) / mask.sum(1).clamp(min=1)  # (B, D)
-                for i, row in zip(group, mean.cpu().numpy(), strict=True):
+                found = pooled(self._states(inputs), inputs["attention_mask"], pooling)  # (B, D)
+                for i, row in zip(group, found.cpu().numpy(), strict=True):
                     out[i] = row
         return np.stack(out)  # type: ignore[arg-type]
 
@@ -353,6 +416,8 @@ class Subject:
         plain = plain_model(self.model)
         if self.task == "seq2seq_lm":
             out = plain.get_encoder()(**inputs).last_hidden_state
+        elif self.task == "embedding":
+            out = self.model(**inputs).last_hidden_state
         else:
             with _head_at(
                 plain.get_output_embeddings(), lambda grid: torch.zeros(1, dtype=torch.long, device=grid.device)
@@ -377,7 +442,8 @@ class Subject:
     def _ask(self, context: list[int], continuation: list[int]) -> _Ask:
         if self.task == "seq2seq_lm":
             start = plain_model(self.model).config.decoder_start_token_id
-            return _Ask(context, list(range(len(continuation))), continuation, [start, *continuation[:-1]])
+            said = [start, *continuation[:-1]]
+            return _Ask(context, list(range(len(continuation))), continuation, said, prompt=len(context))
         if self.task != "causal_lm":
             raise Refusal(f"log-probabilities of text need a language model, this subject is a {self.task}")
         whole = [*context, *continuation]
@@ -385,7 +451,7 @@ class Subject:
             whole = whole[-(self.window + 1) :]
         n = min(len(continuation), len(whole) - 1)
         first = len(whole) - 1 - n
-        return _Ask(whole[:-1], list(range(first, first + n)), whole[len(whole) - n :])
+        return _Ask(whole[:-1], list(range(first, first + n)), whole[len(whole) - n :], prompt=first + 1)
 
     def _masked_text(self, text: str) -> tuple[list[int], list[int]]:
         found = self.tokenizer(text, return_special_tokens_mask=True)
@@ -424,18 +490,25 @@ class Subject:
     def _run(
         self, asks: Sequence[_Ask], reduce: Callable[[Tensor, Tensor], tuple[Tensor, ...]]
     ) -> Iterator[tuple[list[int], list[tuple[Tensor, ...]]]]:
-        vocabulary = plain_model(self.model).config.vocab_size
+        asked = self.asked
+        vocabulary = plain_model(asked).config.vocab_size
+        device = next(asked.parameters()).device
         cost = [max(len(a), len(a.at) * vocabulary // LOGITS_PER_TOKEN) for a in asks]
         for group in _buckets(cost, self.tokens_per_batch):
             batch = [asks[i] for i in group]
             counts = [len(a.at) for a in batch]
-            target = torch.tensor([t for a in batch for t in a.target], device=self.device)
-            with at_rest(self.model):
-                reduced = reduce(self._logits(batch), target) if sum(counts) else reduce(torch.zeros(0, 1), target)
+            target = torch.tensor([t for a in batch for t in a.target], device=device)
+            with at_rest(asked):
+                logits = self._logits(asked, batch) if sum(counts) else torch.zeros(0, 1, device=device)
+                reduced = reduce(logits, target)
             yield group, list(zip(*(r.split(counts) for r in reduced), strict=True))
 
-    def _logits(self, batch: Sequence[_Ask]) -> Tensor:
+    def _logits(self, model: nn.Module, batch: Sequence[_Ask]) -> Tensor:
         """Logits (N, V) float32 at the asked positions, row after row."""
+        if isinstance(model, Mixture):
+            members = [(m.model, [a.wrapped(m.wrap) for a in batch]) for m in model.members]
+            return model.combine([self._logits(m, asks) for m, asks in members])
+        device = next(model.parameters()).device
         ids, mask = _grid([a.ids for a in batch], self.pad_id)
         inputs = {"input_ids": ids, "attention_mask": mask.long()}
         width = ids.shape[1]
@@ -445,17 +518,17 @@ class Subject:
             width = ids.shape[1]
         elif self.task == "causal_lm":
             inputs["use_cache"] = False  # type: ignore[assignment]
-        inputs = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
-        row = torch.tensor([b for b, a in enumerate(batch) for _ in a.at], device=self.device)
-        column = torch.tensor([t for a in batch for t in a.at], device=self.device)
+        inputs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
+        row = torch.tensor([b for b, a in enumerate(batch) for _ in a.at], device=device)
+        column = torch.tensor([t for a in batch for t in a.at], device=device)
 
         def flat(grid: Tensor) -> Tensor:
             """A prompt that the model puts in front of the tokens shifts every column."""
             return row * grid.shape[1] + column + (grid.shape[1] - width)
 
-        head = plain_model(self.model).get_output_embeddings()
+        head = plain_model(model).get_output_embeddings()
         with _head_at(head, flat):
-            logits = self.model(**inputs).logits
+            logits = model(**inputs).logits
         return (logits[0] if head is not None else _pick(logits, flat)).float()
 
 
@@ -520,6 +593,8 @@ class _TransformersGreedy(Decoder):
     """
 
     def generate(self, model: nn.Module, ids: Sequence[Sequence[int]], limits: Limits) -> list[Generation]:
+        if isinstance(model, Mixture):
+            raise Refusal("a sum of models is not one of transformers' own: give the subject a decoder")
         if virtual_tokens(model) and len(ids) > 1:
             return [self.generate(model, [row], limits)[0] for row in ids]
         seq2seq = bool(plain_model(model).config.is_encoder_decoder)

@@ -18,10 +18,19 @@ from typing import Any
 
 import numpy as np
 
-from luthier.core.batch import Example, GroupExample, LabelledExample, SourceTargetExample, TextExample
+from luthier.core.batch import (
+    Example,
+    GroupExample,
+    LabelledExample,
+    SearchExample,
+    SourceTargetExample,
+    TextExample,
+)
 
 Arrays = dict[str, np.ndarray]
-KINDS = {c.__name__: c for c in (TextExample, GroupExample, LabelledExample, SourceTargetExample)}
+KINDS = {c.__name__: c for c in (TextExample, GroupExample, LabelledExample, SourceTargetExample, SearchExample)}
+NESTED = ("answers", "documents", "type_ids")
+"""Fields that may hold several lists an example."""
 
 
 def to_arrays(examples: Sequence[Example]) -> Arrays:
@@ -33,8 +42,8 @@ def to_arrays(examples: Sequence[Example]) -> Arrays:
         values = [getattr(e, name) for e in examples]
         if all(v is None for v in values):
             continue
-        if name == "answers":
-            out["answers.of"] = np.cumsum([len(v) for v in values], dtype=np.int64)
+        if name in NESTED and isinstance(next(iter(values[0]), None), list):
+            out[f"{name}.of"] = np.cumsum([len(v) for v in values], dtype=np.int64)
             values = [a for v in values for a in v]
         if isinstance(values[0], list):
             out |= {f"{name}.flat": _flat(values), f"{name}.end": np.cumsum([len(v) for v in values], dtype=np.int64)}
@@ -45,8 +54,10 @@ def to_arrays(examples: Sequence[Example]) -> Arrays:
 
 def _flat(lists: Sequence[Sequence[Any]]) -> np.ndarray:
     first = next((v[0] for v in lists if v), 0)
-    kind = {bool: np.bool_, float: np.float64}.get(type(first), np.int32)
-    return np.fromiter(itertools.chain.from_iterable(lists), dtype=kind, count=sum(map(len, lists)))
+    kind: Any = {bool: np.bool_, float: np.float64}.get(type(first), np.int64)
+    flat: np.ndarray = np.fromiter(itertools.chain.from_iterable(lists), dtype=kind, count=sum(map(len, lists)))
+    small = kind is np.int64 and (not len(flat) or np.abs(flat).max() < 2**31)
+    return flat.astype(np.int32) if small else flat
 
 
 def from_arrays(arrays: Arrays, kind: str, extras: Sequence[dict[str, Any]] | None) -> list[Example]:
@@ -57,8 +68,9 @@ def from_arrays(arrays: Arrays, kind: str, extras: Sequence[dict[str, Any]] | No
             columns[name.removesuffix(".flat")] = _ragged(arrays[name].tolist(), arrays[f"{name[:-5]}.end"].tolist())
         elif "." not in name:
             columns[name] = arrays[name].tolist()
-    if "answers.of" in arrays:
-        columns["answers"] = _ragged(columns["answers"], arrays["answers.of"].tolist())
+    for name in NESTED:
+        if f"{name}.of" in arrays:
+            columns[name] = _ragged(columns[name], arrays[f"{name}.of"].tolist())
     if extras is not None:
         columns["extras"] = list(extras)
     names = list(columns)

@@ -22,7 +22,6 @@ _UNTAKEN: dict[str, tuple[tuple[tuple[str, ...], ...], str]] = {
     "prompt-only": ((("prompt",),), "there is nothing to train on; they are for generation and rollouts"),
     "token classification": ((("tokens",), ("ner_tags", "pos_tags", "chunk_tags", "tags")), ""),
     "stepwise supervision": ((("prompt",), ("completions",), ("labels",)), ""),
-    "retrieval": ((("query", "anchor"), ("positive",)), ""),
     "image, audio or video": ((("images", "image", "audio", "audios", "videos", "video"),), "drop that column"),
 }
 

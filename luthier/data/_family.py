@@ -19,7 +19,7 @@ from luthier.data._words import nearest
 
 __all__ = [
     "Conversational", "Encoded", "GroupRows", "Rendered", "RowType", "TextRows", "Tokens", "Wanted",
-    "as_messages", "cut", "nearest", "needed", "tidy", "tidy_tools",
+    "as_messages", "common", "cut", "nearest", "needed", "tidy", "tidy_tools",
 ]  # fmt: skip
 
 Row = dict[str, Any]
@@ -49,6 +49,10 @@ class RowType(DataSource):
     max_length: int | None = 1024
     truncation_mode: Literal["keep_start", "keep_end"] = "keep_start"
     overlong: Literal["truncate", "reject"] = "truncate"
+
+    def completed(self, rows: Sequence[Row]) -> tuple[Sequence[Row], list[str]]:
+        """Rows with what only all of them together can add (negatives drawn from one another), and notes."""
+        return rows, []
 
     def settle(self, rows: Sequence[Row], names: Mapping[str, list[str]]) -> tuple[Self, list[str]]:
         """The same with what only all rows together can tell (label names), and notes for the report."""
@@ -234,12 +238,12 @@ class GroupRows(Conversational):
     def _implicit(self, answers: list[Any], tokenizer: Any) -> list[Rendered]:
         """Answers that begin with their prompt: what they have in common is the prompt."""
         if all(isinstance(a, str) for a in answers) and not answers[0].startswith("[{"):
-            start = _common(answers)
+            start = common(answers)
             if start and answers[0][start - 1].isspace() and answers[0][start - 1] != "\n":
                 start -= 1  # a space belongs to the word after it
             return [Rendered(a, [(start, len(a))], True, True) for a in answers]
         turns = [as_messages(a, f"answer {k + 1}", "assistant") for k, a in enumerate(answers)]
-        start = _common(turns)
+        start = common(turns)
         return self._rendered(turns[0][:start], [t[start:] for t in turns], None, tokenizer)
 
     def build(self, row: Row, index: int, tokens: list[Tokens], tokenizer: Any) -> Encoded:
@@ -248,7 +252,7 @@ class GroupRows(Conversational):
             raise RowError("an answer has no token to train on")
         firsts = [t.counts.index(True) for t in tokens]
         stops = [len(t.counts) - t.counts[::-1].index(True) for t in tokens]
-        shared = min(_common([t.ids for t in tokens]) if len(tokens) > 1 else firsts[0], *firsts, firsts[0])
+        shared = min(common([t.ids for t in tokens]) if len(tokens) > 1 else firsts[0], *firsts, firsts[0])
         if shared == 0:
             raise RowError("the prompt is empty: its answers would have nothing to be predicted from")
         prompt = tokens[0].ids[:shared]
@@ -273,7 +277,7 @@ class GroupRows(Conversational):
         return prompt, short, {"cut", "answer cut"} if short != answers else {"cut"}
 
 
-def _common(sequences: Sequence[Sequence[Any]]) -> int:
+def common(sequences: Sequence[Sequence[Any]]) -> int:
     """Length of the beginning that all have in common."""
     n = 0
     for items in zip(*sequences):

@@ -11,7 +11,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +106,12 @@ def prepare(
     seed: int = 0,
     strict: bool = False,
     cache_dir: str | os.PathLike[str] | None = None,
+    keep: Sequence[str] = (),
 ) -> Prepared:
-    """Examples of a source (as in `read`) or of a RowTable. `options` are fields of the row type."""
+    """Examples of a source (as in `read`) or of a RowTable. `options` are fields of the row type.
+
+    `keep` names columns whose values examples carry along in their `extras`.
+    """
     began = time.perf_counter()
     table = source if isinstance(source, RowTable) else read(
         source, split=split, columns=columns, template=template, limit=limit, seed=seed, strict=strict
@@ -115,19 +119,21 @@ def prepare(
     if not table.rows:
         raise LuthierError(f"data: no row to use in {', '.join(table.sources)}{_first(table.rejected)}")
     method, why = _choose(type, table, options or {})
+    rows, added = method.completed(table.rows)  # type: ignore[attr-defined]
+    table = table if rows is table.rows else replace(table, rows=list(rows))
     method, notes = method.settle(table.rows, table.names)  # type: ignore[attr-defined]
     report = Report(
         table.sources, method.name, why, table.found, table.left_out, rejected=list(table.rejected),
-        converted=table.converted, notes=[*table.notes, *notes], rows_sha256=table.sha256, options=_plain(method),
+        converted=table.converted, notes=[*table.notes, *added, *notes], rows_sha256=table.sha256, options=_plain(method),
     )  # fmt: skip
     template_text = method.template_text(tokenizer) if isinstance(method, _templated()) else None
     report.template = _template_words(template_text, tokenizer)
     if template_text and method.apply_chat_template == "auto" and all(map(_plain_texts, table.rows)):  # type: ignore[attr-defined]
         report.template = "none (plain texts; apply_chat_template: true renders them)"
     report.label_names = list(getattr(method, "label_names", None) or []) or None
-    path = _cache_path(cache_dir, table, method, template_text, tokenizer)
+    path = _cache_path(cache_dir, table, method, template_text, tokenizer, keep)
     held = _cache.load(path) if path else None
-    examples, arrays = _reused(held, report) if held else _built(method, table, tokenizer, report)
+    examples, arrays = _reused(held, report) if held else _built(method, table, tokenizer, report, keep)
     if strict and len(report.rejected) > len(table.rejected):
         origin, reason = report.rejected[len(table.rejected)]
         raise LuthierError(f"{origin}: {reason} (strict: true stops here; strict: false reports and skips)")
@@ -209,7 +215,7 @@ def _build(cls: Any, name: str, options: Mapping[str, Any]) -> DataSource:
     except ValidationError as error:
         first = error.errors()[0]
         raise LuthierError(f"data: {first['loc'][0]}: {first['msg']}, not {first['input']!r}") from None
-    for key in ("max_length", "max_target_length"):
+    for key in ("max_length", "max_target_length", "query_length"):
         value = getattr(built, key, None)
         if value is not None and value < 1:
             raise LuthierError(f"data: {key} must be at least 1, or null for no limit; it is {value}")
@@ -241,7 +247,12 @@ def _plain_texts(row: Mapping[str, Any]) -> bool:
 # Encoding
 
 
-def _built(method: DataSource, table: RowTable, tokenizer: Any, report: Report) -> tuple[list[Example], _cache.Arrays]:
+def _built(
+    method: DataSource, table: RowTable, tokenizer: Any, report: Report, keep: Sequence[str] = ()
+) -> tuple[list[Example], _cache.Arrays]:
+    for column in keep:
+        if column not in table.columns:
+            raise LuthierError(f"data: {nearest('column', column, table.columns)}")
     examples: list[Example] = []
     marks: Counter[str] = Counter()
     for start in range(0, len(table), _CHUNK):
@@ -251,6 +262,8 @@ def _built(method: DataSource, table: RowTable, tokenizer: Any, report: Report) 
             if isinstance(result, RowError):
                 report.rejected.append(Rejected(table.origins[i], str(result)))
             else:
+                if keep:
+                    result.example.extras = {**result.example.extras, **{k: table.rows[i].get(k) for k in keep}}
                 examples.append(result.example)
                 marks.update(result.marks)
     report.truncated, report.answers_cut = marks.pop("cut", 0), marks.pop("answer cut", 0)
@@ -284,7 +297,7 @@ def trained(example: Example) -> int:
     if isinstance(example, TextExample):
         return sum(example.counts)
     if isinstance(example, GroupExample):
-        return sum(map(len, example.answers))
+        return sum(map(len, example.answers)) - sum(example.given or ())
     return len(example.target) if isinstance(example, SourceTargetExample) else 0
 
 
@@ -305,11 +318,13 @@ _STORED = (
 )  # fmt: skip
 
 
-def _cache_path(folder: Any, table: RowTable, method: DataSource, template: str | None, tokenizer: Any) -> Path | None:
+def _cache_path(
+    folder: Any, table: RowTable, method: DataSource, template: str | None, tokenizer: Any, keep: Sequence[str] = ()
+) -> Path | None:
     if folder is None:
         return None
     rows, options = [table.sha256, table.origins], _plain(method)
-    key = _cache.key_of([DATA_VERSION, rows, method.name, options, template, fingerprint(tokenizer)])
+    key = _cache.key_of([DATA_VERSION, rows, method.name, options, template, fingerprint(tokenizer), *keep])
     return Path(folder) / f"{key}.safetensors"
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from luthier.core.batch import Example, GroupExample, LabelledExample, TextExample
+from luthier.core.batch import Example, GroupExample, LabelledExample, SearchExample, TextExample
 from luthier.data._prepare import Prepared, Report, trained
 
 if TYPE_CHECKING:
@@ -33,6 +33,10 @@ def parts(example: Example, tokenizer: Any) -> list[tuple[str, list[Part]]]:
         return [("prompt", [(_decode(example.prompt, tokenizer), False)]), *answers]
     if isinstance(example, LabelledExample):
         return [("text", [(_decode(example.ids, tokenizer), False)]), ("label", [(str(example.label), True)])]
+    if isinstance(example, SearchExample):
+        names = ["positive", *(f"negative {k}" for k in range(1, len(example.documents)))]
+        said = [(name, [(_decode(d, tokenizer), False)]) for name, d in zip(names, example.documents)]
+        return [("query", [(_decode(example.query, tokenizer), False)]), *said] if example.query else said
     return [
         ("source", [(_decode(example.ids, tokenizer), False)]),
         ("target", [(_decode(example.target, tokenizer), True)]),
@@ -52,7 +56,9 @@ def _decode(ids: Sequence[int], tokenizer: Any) -> str:
 def _title(prepared: Prepared, k: int) -> str:
     example = prepared.examples[k]
     parts_ = [f"example {k}", prepared.origins[k], f"{len(example)} tokens"]
-    if not isinstance(example, LabelledExample):
+    if isinstance(example, SearchExample):
+        parts_.append(f"{len(example.documents)} documents")
+    elif not isinstance(example, LabelledExample):
         parts_.append(f"{trained(example)} trained")
     elif prepared.report.label_names and isinstance(example.label, int):
         parts_.append(f"label {prepared.report.label_names[example.label]}")

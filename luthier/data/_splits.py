@@ -21,7 +21,7 @@ from luthier.data._words import nearest
 
 _CONTENT = (
     "messages", "prompt", "completion", "chosen", "rejected", "text", "text_pair", "sentence1", "sentence2", "source",
-    "target", "translation", "segments", "input_ids",
+    "target", "translation", "segments", "input_ids", "query", "anchor", "positive", "negative", "negatives",
 )  # fmt: skip
 _PUNCTUATION = re.compile(r"[\s.,!?;:'\"`“”‘’«»„…()\[\]{}]+")
 
@@ -162,7 +162,7 @@ def _question(row: dict[str, Any]) -> Any:
     if isinstance(messages, list):
         spoken = [i for i, m in enumerate(messages) if isinstance(m, dict) and m.get("role") == "assistant"]
         return messages[: spoken[-1]] if spoken else messages
-    for key in ("prompt", "source", "question"):
+    for key in ("prompt", "source", "question", "query", "anchor"):
         if row.get(key):
             return row[key]
     return None

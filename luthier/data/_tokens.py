@@ -38,6 +38,28 @@ def tokenise(texts: Sequence[Rendered], tokenizer: Any) -> list[Tokens]:
     return out  # type: ignore[return-value]
 
 
+def whole(
+    texts: Sequence[str | tuple[str, str]], tokenizer: Any, limit: int | None, keep_end: bool
+) -> list[tuple[list[int], list[int] | None, int]]:
+    """Ids, sentence indices and the length before cutting. Cutting is the tokenizer's: its special tokens stay."""
+    if not texts:
+        return []
+    found = _call(tokenizer, texts, None, "right")
+    lengths = [len(ids) for ids in found["input_ids"]]
+    if limit is not None and max(lengths) > limit:
+        found = _call(tokenizer, texts, limit, "left" if keep_end else "right")
+    types = found.get("token_type_ids") or [None] * len(texts)
+    return list(zip(found["input_ids"], types, lengths))
+
+
+def _call(tokenizer: Any, texts: Sequence[Any], limit: int | None, side: str) -> Any:
+    before, tokenizer.truncation_side = tokenizer.truncation_side, side
+    try:
+        return tokenizer(list(texts), truncation=limit is not None, max_length=limit, verbose=False)
+    finally:
+        tokenizer.truncation_side = before
+
+
 def _batch(texts: Sequence[Rendered], tokenizer: Any, specials: bool) -> list[Tokens]:
     if not texts:
         return []

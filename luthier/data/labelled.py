@@ -20,7 +20,9 @@ from typing import Any, ClassVar, Literal, Self
 
 from luthier.core.batch import LabelledExample
 from luthier.core.method import LuthierError, RowError
+from luthier.core.subject import separates
 from luthier.data._family import Encoded, RowType
+from luthier.data._tokens import whole
 
 SINGLE, MULTI, NUMBER = "single_label_classification", "multi_label_classification", "regression"
 
@@ -55,29 +57,18 @@ class Labelled(RowType):
                 results.append((*_texts(row), self._index(_label(row))))
             except RowError as error:
                 results.append(error)
-        if tokenizer.num_special_tokens_to_add(pair=True) <= tokenizer.num_special_tokens_to_add(pair=False):
+        if not separates(tokenizer):
             results = [self._joined(*r) if isinstance(r, tuple) and r[1] is not None else r for r in results]
         for paired in (False, True):
             chosen = [i for i, r in enumerate(results) if isinstance(r, tuple) and (r[1] is not None) == paired]
             texts = [(results[i][0], results[i][1]) if paired else results[i][0] for i in chosen]
-            for i, tokens in zip(chosen, self._tokens(texts, tokenizer)):
+            made = whole(texts, tokenizer, self.max_length, self.truncation_mode == "keep_end")
+            for i, tokens in zip(chosen, made):
                 results[i] = self._example(indices[i], *tokens, results[i][2])
         return results
 
     def _joined(self, first: str, second: str, label: Any) -> tuple[str, None, Any]:
         return first + self.pair_separator + second, None, label
-
-    def _tokens(self, texts: list[Any], tokenizer: Any) -> list[tuple[list[int], list[int] | None, int]]:
-        """Ids, sentence indices and the length before cutting. Cutting is the tokenizer's: special tokens stay."""
-        if not texts:
-            return []
-        whole = _call(tokenizer, texts, None, "right")
-        lengths = [len(ids) for ids in whole["input_ids"]]
-        if self.max_length is not None and max(lengths) > self.max_length:
-            side = "right" if self.truncation_mode == "keep_start" else "left"
-            whole = _call(tokenizer, texts, self.max_length, side)
-        types = whole.get("token_type_ids") or [None] * len(texts)
-        return list(zip(whole["input_ids"], types, lengths))
 
     def _example(self, index: int, ids: list[int], types: list[int] | None, n: int, label: Any) -> Encoded | RowError:
         try:
@@ -123,14 +114,6 @@ class Labelled(RowType):
         if isinstance(value, int) and 0 <= value < len(names):
             return int(value)
         raise RowError(f"label {value!r} is not one of {', '.join(names)}")
-
-
-def _call(tokenizer: Any, texts: list[Any], limit: int | None, side: str) -> Any:
-    before, tokenizer.truncation_side = tokenizer.truncation_side, side
-    try:
-        return tokenizer(texts, truncation=limit is not None, max_length=limit, verbose=False)
-    finally:
-        tokenizer.truncation_side = before
 
 
 def _texts(row: dict[str, Any]) -> tuple[str, str | None]:

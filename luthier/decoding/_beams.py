@@ -48,12 +48,24 @@ class BeamDecoder(Decoder):
         return logp
 
     def generate(self, model: nn.Module, ids: Sequence[Sequence[int]], limits: Limits) -> list[Generation]:
+        return [best[0] for best in self._ranked(model, ids, limits)]
+
+    def candidates(
+        self, model: nn.Module, ids: Sequence[Sequence[int]], limits: Limits, k: int
+    ) -> list[list[Generation]]:
+        """The k finished answers of each prompt with the best scores, fewer where the search found fewer."""
+        if k > self.num_beams:
+            raise LuthierError(f"{k} candidates need as many beams: decoding.num_beams is {self.num_beams}")
+        return [best[:k] for best in self._ranked(model, ids, limits)]
+
+    def _ranked(self, model: nn.Module, ids: Sequence[Sequence[int]], limits: Limits) -> list[list[Generation]]:
+        """The finished answers of each prompt, best first."""
         if not ids or limits.max_new_tokens == 0:
-            return [Generation([], False, 0.0) for _ in ids]
+            return [[Generation([], False, 0.0)] for _ in ids]
         with at_rest(model):
             return self._search(stream(model, limits.pad_id), ids, limits)
 
-    def _search(self, source: Stream, ids: Sequence[Sequence[int]], limits: Limits) -> list[Generation]:
+    def _search(self, source: Stream, ids: Sequence[Sequence[int]], limits: Limits) -> list[list[Generation]]:
         K, hunts = self.num_beams, [_Hunt(i, [[] for _ in range(self.num_beams)]) for i in range(len(ids))]
         everyone = list(hunts)
         logits = source.start(ids)  # (B, V): the prompts are read once, then every beam continues them
@@ -66,7 +78,7 @@ class BeamDecoder(Decoder):
             beam, token, value, logp = self._candidates(logits, score, own, hunts, limits)  # (B, C) each, best first
             score, own, parents, tokens, alive = self._advance(hunts, beam, token, value, logp, score, own, limits)
             if not alive:
-                return [max(h.done, key=lambda d: d[0])[1] for h in everyone]
+                return [[found for _, found in h.done] for h in everyone]
             hunts = [hunts[b] for b in alive]
             source.keep(parents)
             logits = source.feed(tokens)

@@ -11,7 +11,9 @@ Prompts are padded on the left and positions come from the mask, so a row in a b
 prompt of an adapter stands between the padding and the row's tokens. Rows that finish are taken out of the cache.
 Several models at one step are a stream of streams (each with its own prompts), constraints are a `shape`.
 
-B rows that still run, T prompt tokens, P virtual prompt tokens, V vocabulary.
+Drafts: `extend` appends several tokens at once, `retract` takes the last ones of each row back, out of the caches too.
+
+B rows that still run, T prompt tokens, P virtual prompt tokens, V vocabulary, k tokens appended at once.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from torch import Tensor, nn
 
 from luthier.core.batch import _grid, positions_from_mask
 from luthier.core.method import Decoder, Generation, Limits, Refusal
+from luthier.core.mixture import Mixture, in_nucleus
 from luthier.core.subject import TextLimits, adapter_config, at_rest, plain_model
 
 # ------------------------------------------------------------------------------------------------------ streams
@@ -50,9 +53,28 @@ class Stream(ABC):
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows, in this order; a row named twice is continued twice."""
 
+    @property
+    def ragged(self) -> bool:
+        """Whether rows may take back different numbers of tokens."""
+        return False
+
+    def extend(self, tokens: Tensor) -> Tensor:
+        """Append `tokens` (B, k); scores (B, k, V) of what follows each of them."""
+        raise Refusal(f"{type(self).__name__} reads one token at a time: it cannot verify drafts")
+
+    def retract(self, count: Tensor) -> None:
+        """Take the last `count` (B,) tokens of each row back. The next call appends at least one again."""
+        raise Refusal(f"{type(self).__name__} cannot take tokens back: it cannot verify drafts")
+
+    def until(self, most: int) -> None:  # noqa: B027  only streams that count positions of their own need it
+        """After `start`: rows say at most `most` tokens. Drafts beyond that are never kept, and get no position of their
+        own: the model may have none."""
+
 
 def stream(model: nn.Module, pad_id: int = 0, cached: bool = True) -> Stream:
     """The stream that drives `model`. Without a cache every step reads the whole row again: slow, any model."""
+    if isinstance(model, Mixture):
+        return MixtureStream(model, pad_id, cached)
     kind = _EncoderDecoderStream if plain_model(model).config.is_encoder_decoder else _DecoderStream
     return kind(model, pad_id, cached)
 
@@ -101,6 +123,7 @@ class _DecoderStream(_ModelStream):
     def __init__(self, model: nn.Module, pad_id: int, cached: bool):
         super().__init__(model, pad_id, cached)
         self.positioned = "position_ids" in inspect.signature(self.plain.forward).parameters
+        self.last: Tensor | None = None
 
     def start(self, ids: Sequence[Sequence[int]]) -> Tensor:
         if any(len(row) == 0 for row in ids):
@@ -144,17 +167,42 @@ class _DecoderStream(_ModelStream):
             self.ids = torch.cat([self.ids, token[:, None]], 1)
             self.mask = torch.cat([self.mask, self.mask.new_ones(len(token), 1)], 1)
             return self._read()
-        self.seen = torch.cat([self.seen, self.seen.new_ones(len(token), 1)], 1)
-        inputs: dict[str, Any] = {"input_ids": token[:, None], "attention_mask": self.seen}
+        return self.extend(token[:, None])[:, -1]
+
+    def extend(self, tokens: Tensor) -> Tensor:
+        if self.cache is None:
+            raise Refusal(f"a {type(self.plain).__name__} keeps no cache: it cannot verify drafts")
+        self.seen = torch.cat([self.seen, torch.ones_like(tokens)], 1)
+        inputs: dict[str, Any] = {"input_ids": tokens, "attention_mask": self.seen}
         if self.positioned:
-            inputs["position_ids"] = self.next
+            positions = self.next + torch.arange(tokens.shape[1], device=self.device)  # (B, k)
+            inputs["position_ids"] = positions if self.last is None else positions.minimum(self.last)
         out = self.stepper(**inputs, past_key_values=self.cache, use_cache=True)
-        self.next = self.next + 1
-        return out.logits[:, -1].float()
+        self.next = self.next + tokens.shape[1]
+        return out.logits.float()
+
+    @property
+    def ragged(self) -> bool:
+        return True
+
+    def until(self, most: int) -> None:
+        self.last = self.next + most - 1
+
+    def retract(self, count: Tensor) -> None:
+        """Rows move to the right again, so that padding is on the left as ever and the longest row has none."""
+        column = torch.arange(self.seen.shape[1], device=self.device)
+        self.seen = self.seen * (column < len(column) - count[:, None])
+        width = int(self.seen.sum(1).max())
+        columns = self.seen.argsort(dim=1, stable=True)[
+            :, -width:
+        ]  # (B, width): what is masked first, the rest in its order
+        pick_columns(self.cache, columns)
+        self.seen, self.next = self.seen.gather(1, columns), self.next - count[:, None]
 
     def keep(self, rows: Tensor) -> None:
         self.ids, self.mask = self.ids[rows], self.mask[rows]
         self.seen, self.next = self.seen[rows], self.next[rows]
+        self.last = None if self.last is None else self.last[rows]
         if self.cache is not None:
             self.cache.reorder_cache(rows)
 
@@ -188,20 +236,84 @@ class _EncoderDecoderStream(_ModelStream):
         )
 
     def feed(self, token: Tensor) -> Tensor:
-        encoded = _encoded(self.states)
         if self.cache is None:
             self.ids = torch.cat([self.ids, token[:, None]], 1)
-            return self._decode(encoder_outputs=encoded)[1]
+            return self._decode(encoder_outputs=_encoded(self.states))[1]
+        return self.extend(token[:, None])[:, -1]
+
+    def extend(self, tokens: Tensor) -> Tensor:
+        if self.cache is None:
+            raise Refusal(f"a {type(self.plain).__name__} keeps no cache: it cannot verify drafts")
         out = self.stepper(
-            encoder_outputs=encoded, attention_mask=self.mask, decoder_input_ids=token[:, None],
+            encoder_outputs=_encoded(self.states), attention_mask=self.mask, decoder_input_ids=tokens,
             past_key_values=self.cache, use_cache=True,
         )  # fmt: skip
-        return out.logits[:, -1].float()
+        return out.logits.float()
+
+    def retract(self, count: Tensor) -> None:
+        """The same number from every row: these decoders count positions by columns."""
+        length = self.cache.get_seq_length() - int(count[0])
+        pick_columns(self.cache.self_attention_cache, torch.arange(length, device=self.device).expand(len(count), -1))
 
     def keep(self, rows: Tensor) -> None:
         self.ids, self.mask, self.states = self.ids[rows], self.mask[rows], self.states[rows]
         if self.cache is not None:
             self.cache.reorder_cache(rows)
+
+
+class MixtureStream(Stream):
+    """Streams that grow by the same tokens, each with its own prompts, cache and device; scores are their sum's."""
+
+    def __init__(self, mixture: Mixture, pad_id: int, cached: bool):
+        self.mixture = mixture
+        self.streams = [stream(m.model, pad_id, cached) for m in mixture.members]
+        self.devices = [next(m.model.parameters()).device for m in mixture.members]
+
+    def start(self, ids: Sequence[Sequence[int]]) -> Tensor:
+        members = zip(self.streams, self.mixture.members, strict=True)
+        return self.mixture.combine([s.start([m.wrap(row) for row in ids]) for s, m in members])
+
+    def feed(self, token: Tensor) -> Tensor:
+        return self.mixture.combine([s.feed(token.to(d)) for s, d in zip(self.streams, self.devices, strict=True)])
+
+    def extend(self, tokens: Tensor, known: tuple[int, Tensor] | None = None) -> Tensor:
+        """`known` are the scores (B, k, V) of a member that has read the tokens already."""
+        scores = [
+            known[1] if known is not None and i == known[0] else s.extend(tokens.to(d))
+            for i, (s, d) in enumerate(zip(self.streams, self.devices, strict=True))
+        ]
+        return self.mixture.combine([s.flatten(0, 1) for s in scores]).unflatten(0, tokens.shape)
+
+    @property
+    def ragged(self) -> bool:
+        return all(s.ragged for s in self.streams)
+
+    def until(self, most: int) -> None:
+        for s in self.streams:
+            s.until(most)
+
+    def retract(self, count: Tensor) -> None:
+        for s, device in zip(self.streams, self.devices, strict=True):
+            s.retract(count.to(device))
+
+    def keep(self, rows: Tensor) -> None:
+        for s, device in zip(self.streams, self.devices, strict=True):
+            s.keep(rows.to(device))
+
+
+def pick_columns(cache: Any, columns: Tensor) -> None:
+    """Keep the given columns (B, T') of every row of a cache, in their order.
+
+    Raises Refusal for caches that hold anything but keys and values of all tokens (a sliding window, a state).
+    """
+    for layer in cache.layers:
+        if type(layer).__name__ != "DynamicLayer":
+            raise Refusal(
+                f"a cache of {type(layer).__name__} cannot take tokens back: this model cannot draft or be drafted for"
+            )
+        at = columns.to(layer.keys.device)
+        row = torch.arange(len(at), device=at.device)[:, None]
+        layer.keys, layer.values = (x.transpose(1, 2)[row, at].transpose(1, 2) for x in (layer.keys, layer.values))
 
 
 def _encoded(states: Tensor) -> Any:
@@ -288,8 +400,39 @@ def text_ended(ids: list[int], limits: Limits) -> bool:
     return isinstance(limits, TextLimits) and limits.finished is not None and limits.finished(ids)
 
 
+def nucleus_probability(scores: Tensor, temperature: float, top_p: float, top_k: int) -> Tensor:
+    """The distribution (B, V) float64 that a sampler draws from: temperature, top_k, top_p. `temperature` > 0."""
+    p = (scores.double() / temperature).softmax(-1)
+    if top_k and top_k < p.shape[-1]:
+        p = p.masked_fill(p < p.topk(top_k, -1).values[:, -1:], 0.0)
+        p = p / p.sum(-1, keepdim=True)
+    if top_p < 1:
+        p = p.masked_fill(~in_nucleus(p, top_p), 0.0)
+    return p / p.sum(-1, keepdim=True)
+
+
+def certain(scores: Tensor) -> Tensor:
+    """All probability (B, V) float64 on the likeliest token: greedy decoding as a distribution."""
+    return torch.zeros_like(scores, dtype=torch.float64).scatter_(-1, scores.argmax(-1, keepdim=True), 1.0)
+
+
+def draw(p: Tensor, rows: Sequence[Row]) -> Tensor:
+    """One token (B,) per row by the inverse of the distribution function, with each row's own random number.
+
+    `p` (B, V) need not sum to 1.
+    """
+    at = torch.tensor([[row.uniform()] for row in rows], dtype=p.dtype, device=p.device)
+    below = p.cumsum(-1)
+    token = torch.searchsorted(below, at * below[:, -1:], right=True)[:, 0]
+    return token.clamp(max=p.shape[-1] - 1)
+
+
 class StepDecoder(Decoder):
-    """A decoder of one model, one token at a time: a method gives `rule`."""
+    """A decoder of one model, one token at a time: a method gives `rule`, and the distribution that it draws from."""
+
+    def probability(self, scores: Tensor) -> Tensor:
+        """Scores (B, V) to the probabilities (B, V) float64 with which `rule` takes each token."""
+        raise Refusal(f"{self.name} does not say how likely it takes a token: its drafts cannot be verified")
 
     def rule(self, scores: Tensor, rows: Sequence[Row]) -> Tensor:
         """Scores (B, V) to chosen tokens (B,)."""

@@ -16,7 +16,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from luthier.decoding._family import Row, StepDecoder
+from luthier.decoding._family import Row, StepDecoder, certain
 
 
 @dataclass(frozen=True)
@@ -26,3 +26,6 @@ class Greedy(StepDecoder):
 
     def rule(self, scores: Tensor, rows: Sequence[Row]) -> Tensor:
         return scores.argmax(-1)
+
+    def probability(self, scores: Tensor) -> Tensor:
+        return certain(scores)

@@ -15,13 +15,13 @@ Departures: `outside: base` resets everything at share 1, so that share 1 is the
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from luthier.core.anatomy import anatomy
+from luthier.core.anatomy import Block, anatomy
 from luthier.core.halves import draw
 from luthier.core.method import Edit, LuthierError
 
@@ -30,6 +30,8 @@ from luthier.core.method import Edit, LuthierError
 class HalfReset(Edit):
     paper: ClassVar[str] = "arXiv:2404.18466"
     cards: ClassVar[tuple[int, ...]] = (5,)
+    inputs: ClassVar[tuple[int, int | None]] = (2, 2)
+    capabilities: ClassVar[frozenset[str]] = frozenset({"agree", "copies"})
 
     share: float = 0.5
     level: Literal["category", "layer", "model"] = "category"
@@ -40,18 +42,32 @@ class HalfReset(Edit):
         if not 0 <= self.share <= 1:
             raise LuthierError(f"edit.share is {self.share}: a number from 0 to 1")
 
-    def apply(self, states: Sequence[dict[str, Tensor]], model: nn.Module | None = None) -> dict[str, Tensor]:
-        """`states` are (tuned, base); `model` tells which tensors are matrices of the body."""
-        if len(states) != 2 or model is None:
-            raise LuthierError("half_reset takes two checkpoints, the tuned and the base one, and their architecture")
-        tuned, base = states
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"architecture"})
+
+    def plan(
+        self, states: Sequence[Mapping[str, Tensor]], model: nn.Module | None = None, probe: Any = None
+    ) -> dict[str, list[Block]] | None:
+        """Blocks that go back by tensor (none: all of it); None: everything goes back."""
+        if model is None:
+            raise LuthierError("half_reset needs the architecture")
         if self.share == 1 and self.outside == "base":
-            return {name: tensor.clone() for name, tensor in base.items()}
-        out = {name: tensor.clone() for name, tensor in tuned.items()}
+            return None
+        back: dict[str, list[Block]] = {}
         for matrix in draw(anatomy(model), self.share, self.level, random.Random(self.seed)):
             for name, parameter in model.get_submodule(matrix.module).named_parameters(recurse=False):
-                full = f"{matrix.module}.{name}"
-                for dim, start, stop in matrix.blocks or ((0, 0, parameter.shape[0]),):
-                    at = dim if parameter.ndim > 1 else 0
-                    out[full].narrow(at, start, stop - start).copy_(base[full].narrow(at, start, stop - start))
+                rows = matrix.blocks or ((0, 0, parameter.shape[0]),)
+                back.setdefault(f"{matrix.module}.{name}", []).extend(
+                    (d if parameter.ndim > 1 else 0, a, b) for d, a, b in rows
+                )
+        return back
+
+    def tensor(self, name: str, tensors: Sequence[Tensor], plan: dict[str, list[Block]] | None) -> Tensor:
+        tuned, base = tensors
+        if plan is None:
+            return base
+        out = tuned.clone()
+        for dim, start, stop in plan.get(name, ()):
+            out.narrow(dim, start, stop - start).copy_(base.narrow(dim, start, stop - start))
         return out

@@ -1,4 +1,7 @@
-"""What scorers of programs share: tokens, syntax trees and data flow of Python text, and the runner.
+"""What scorers of programs share: tokens, BLEU, abstraction, syntax trees and data flow of Python text, and the runner.
+
+    BLEU = BP exp( sum_n log(m_n / t_n) / 4 )        m_n matched n-grams, t_n said ones, n = 1 ... 4, summed over all items
+    abstracted   names and literals become placeholders, numbered as they occur: consistent renaming changes nothing
 
 Everything here takes any text: what is no Python has no tree and no data flow.
 """
@@ -6,11 +9,16 @@ Everything here takes any text: what is no Python has no tree and no data flow.
 from __future__ import annotations
 
 import ast
+import builtins
+import hashlib
 import keyword
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from luthier.evaluation._family import Aggregate, Answers, Item, Scorer, TextScorer, need
 from luthier.evaluation._runner import RunLimits, Verdict, run
@@ -23,13 +31,20 @@ __all__ = [
     "Scorer",
     "TextScorer",
     "Verdict",
+    "abstracted",
+    "bleu",
+    "bleu_counts",
     "data_flow",
+    "edit_similarity",
+    "fingerprint",
+    "is_builtin",
     "is_keyword",
     "lines",
     "matched",
     "need",
     "ngrams",
     "run",
+    "share",
     "subtrees",
     "tokens",
     "tree_of",
@@ -48,6 +63,89 @@ def tokens(code: str) -> list[str]:
 def is_keyword(token: str) -> bool:
     """Whether Python reserves the word."""
     return keyword.iskeyword(token)
+
+
+def is_builtin(token: str) -> bool:
+    """Whether the name is Python's own (`sorted`, `ValueError`)."""
+    return hasattr(builtins, token)
+
+
+_NAME, _LITERAL = re.compile(r"[^\W\d]\w*"), re.compile(r"\d+(?:\.\d+)?|\"[^\"\n]*\"|'[^'\n]*'")
+
+
+def abstracted(code: str) -> list[str]:
+    """Tokens in which names are V1, V2 ... and literals L1, L2 ... in order of their first use; Python's own names stay."""
+    known: dict[str, str] = {}
+    counts = {"V": 0, "L": 0}
+
+    def placeholder(token: str) -> str:
+        literal = _LITERAL.fullmatch(token)
+        if not literal and (not _NAME.fullmatch(token) or is_keyword(token) or is_builtin(token)):
+            return token
+        if token not in known:
+            kind = "L" if literal else "V"
+            counts[kind] += 1
+            known[token] = f"{kind}{counts[kind]}"
+        return known[token]
+
+    return [placeholder(t) for t in tokens(code)]
+
+
+def fingerprint(code: str) -> str:
+    """Hash of the abstracted code: equal for texts that differ in names, literals and blanks alone."""
+    return hashlib.sha256(" ".join(abstracted(code)).encode()).hexdigest()
+
+
+def edit_similarity(a: Sequence[Hashable], b: Sequence[Hashable]) -> float:
+    """1 - edits / length of the longer one, of two texts or lists; 1 for two empty ones."""
+    if not a or not b:
+        return float(len(a) == len(b))
+    a, b = sorted((a, b), key=len)  # one pass for each member of the shorter one
+    number = {member: i for i, member in enumerate(dict.fromkeys([*a, *b]))}
+    codes = np.array([number[member] for member in b])
+    at = np.arange(len(b) + 1)
+    row = at.copy()
+    for i, member in enumerate(a, 1):
+        step = np.minimum(row[1:] + 1, row[:-1] + (codes != number[member]))
+        step = np.concatenate([[i], step])
+        row = np.minimum.accumulate(step - at) + at  # insertions, from the left
+    return 1.0 - float(row[-1]) / max(len(a), len(b))
+
+
+ORDERS = (1, 2, 3, 4)
+
+
+def bleu_counts(
+    name: str, said: Sequence[str], gold: Sequence[str], weight: Callable[[Sequence[str]], float] | None = None
+) -> dict[str, float]:
+    """Statistics of one item for `bleu(name)`; an n-gram counts `weight(n-gram)`, by default 1."""
+    stats: dict[str, float] = {f"{name}_said": len(said), f"{name}_gold": len(gold)}
+    for n in ORDERS:
+        found, wanted = ngrams(said, n), ngrams(gold, n)
+        one = {g: 1.0 if weight is None else weight(g) for g in found}
+        stats[f"{name}_hit_{n}"] = sum(one[g] * min(c, wanted[g]) for g, c in found.items())
+        stats[f"{name}_all_{n}"] = sum(one[g] * c for g, c in found.items())
+    return stats
+
+
+def share(part: NDArray, whole: NDArray) -> NDArray:
+    """part / whole, undefined where the whole is nothing."""
+    return np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
+
+
+def bleu(name: str) -> Aggregate:
+    """BLEU-4 of all items together, from the statistics of `bleu_counts`. Orders that no item has are left out."""
+
+    def metric(stats: dict[str, NDArray], w: NDArray) -> NDArray:
+        shares = np.stack([share(w @ stats[f"{name}_hit_{n}"], w @ stats[f"{name}_all_{n}"]) for n in ORDERS])  # (4, R)
+        used = np.isfinite(shares)
+        with np.errstate(divide="ignore"):
+            logs = np.where(used, np.log(np.where(used, shares, 1.0)), 0.0).sum(0) / np.maximum(used.sum(0), 1)
+        said, gold = w @ stats[f"{name}_said"], w @ stats[f"{name}_gold"]
+        penalty = np.minimum(0.0, 1.0 - np.divide(gold, said, out=np.full(said.shape, np.inf), where=said > 0))
+        return np.where(used.any(0), np.exp(logs + penalty), (gold == 0).astype(float))
+
+    return metric
 
 
 def ngrams(words: Sequence[str], n: int) -> Counter[tuple[str, ...]]:

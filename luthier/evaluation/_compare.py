@@ -214,6 +214,7 @@ def measure(
 ) -> Measured:  # fmt: skip
     """Ask the subject about every task. `base`, measured before, is what distances are taken from."""
     found = Measured(subject.name)
+    subject = _Once(subject)  # type: ignore[assignment]
     for one in (task(t, folders) for t in tasks):
         if one.name in found.tasks:
             raise LuthierError(f"evaluate.tasks: two tasks are named '{one.name}': rename one")
@@ -224,6 +225,23 @@ def measure(
         if one.metric and one.metric not in known:
             raise LuthierError(f"task {one.name}: metric '{one.metric}' is none of {', '.join(known)}")
     return found
+
+
+class _Once:
+    """A subject that generates the same texts once, however many scorers read them."""
+
+    def __init__(self, subject: Subject):
+        self.subject = subject
+        self.said: dict[str, list[str]] = {}
+
+    def generate(self, *asked: Any, **more: Any) -> list[str]:
+        key = json.dumps([asked, more], default=list)
+        if key not in self.said:
+            self.said[key] = self.subject.generate(*asked, **more)
+        return list(self.said[key])
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.subject, name)
 
 
 def _main(one: Task, answers: Answers) -> str:
@@ -362,6 +380,34 @@ def _judge(results: dict[str, Any], tuned: Measured, alpha: float) -> None:
                 clear = entry["p"] is not None and entry["p"] < alpha and bool(entry["difference"])
                 stated = ("better" if (entry["difference"] > 0) == up else "worse") if clear else "same"
             entry["verdict"] = stated
+
+
+def gap_closed(
+    base: Measured, between: Measured, ceiling: Measured, *, resamples: int = 2000, seed: int = 0
+) -> dict[str, dict[str, dict[str, Any]]]:  # fmt: skip
+    """(between - base) / (ceiling - base) by task and metric, on the items that all three have.
+
+    None where the gap itself is not clear (its interval holds 0): a share of nothing says nothing.
+    """
+    out: dict[str, dict[str, dict[str, Any]]] = {}
+    for name in (n for n in between.tasks if n in base.answers and n in ceiling.answers):
+        scorer = between.tasks[name].scorer
+        low, top = _same_items(name, base.answers[name], ceiling.answers[name])
+        low, middle = _same_items(name, low, between.answers[name])
+        top, _ = _same_items(name, top, middle)
+        out[name] = {}
+        for metric in scorer.table(middle):
+            aggregate = scorer.aggregate(metric, middle)
+            stats, clusters = (low.stats, middle.stats, top.stats), middle.clusters
+            gap = statistics.bootstrap_difference(
+                aggregate, stats[0], stats[2], resamples=resamples, clusters=clusters, seed=seed
+            )
+            entry: dict[str, Any] = {"value": None, "low": None, "high": None, "n": len(middle)}
+            if gap[0] > 0 or gap[1] < 0:
+                found = statistics.bootstrap_share(aggregate, *stats, resamples=resamples, clusters=clusters, seed=seed)
+                entry |= dict(zip(("value", "low", "high"), map(_number, found), strict=True))
+            out[name][metric] = entry
+    return out
 
 
 def samples(base: Measured, tuned: Measured, limit: int | None = None) -> list[dict[str, Any]]:

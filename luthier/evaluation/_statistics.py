@@ -10,6 +10,8 @@ weight: so means, F1, perplexity, calibration error and correlations are resampl
     Wilson         (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n)                 proportions
     McNemar        2 P(X <= min(b, c)), X ~ Binomial(b + c, 1/2), at most 1                  paired 0/1, exact
     sign flip      share of sign patterns with |mean| at least as large                      paired means
+    Wilcoxon       sign flips of the signed ranks of |difference|; zeros are left out, ties share their mean rank
+                   effect size: (sum of positive ranks - sum of negative ranks) / sum of all, in [-1, 1]
     swap           the same for any aggregate: base and tuned change places item by item
     Holm           p-values of several questions, step-down
 
@@ -121,6 +123,23 @@ def bootstrap_difference(
     return _bounds(found, float(difference(np.ones((1, n)))[0]), jackknife, level)
 
 
+def bootstrap_share(
+    aggregate: Aggregate, base: Stats, between: Stats, ceiling: Stats, *, resamples: int = 2000, level: float = 0.95,
+    clusters: Sequence[object] | None = None, seed: int = 0,
+) -> tuple[float, float, float]:  # fmt: skip
+    """(between - base) / (ceiling - base) with its percentile interval; draws without a gap are left out."""
+    n = len(next(iter(base.values())))
+
+    def share(w: Floats) -> Floats:
+        low, middle, top = (aggregate(s, w) for s in (base, between, ceiling))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return (middle - low) / (top - low)
+
+    found = np.concatenate([share(w) for w in counts(n, resamples, seed, clusters)])
+    point = float(share(np.ones((1, n)))[0])
+    return point, *_bounds(found, point, None, level)
+
+
 def wilson(successes: float, n: int, level: float = 0.95) -> tuple[float, float]:
     """Interval of a proportion; within [0, 1] and not empty even at 0 or n successes."""
     if n == 0:
@@ -169,6 +188,23 @@ def sign_flip(
         as_far += int(np.sum(np.abs((1 - 2 * flips) @ total) >= seen))
         drawn += len(flips)
     return _share(as_far, drawn, exact)
+
+
+def signed_ranks(difference: NDArray) -> Floats:
+    """Ranks of |difference| with the sign of the difference, (n,); those that are 0 have rank 0 and count for nothing."""
+    difference = np.asarray(difference, float)
+    size = np.abs(difference[difference != 0])
+    rank = np.array([(size < s).sum() + ((size == s).sum() + 1) / 2 for s in size])
+    out = np.zeros(len(difference))
+    out[difference != 0] = rank
+    return out * np.sign(difference)
+
+
+def wilcoxon(difference: NDArray, seed: int = 0) -> tuple[float, float]:
+    """(two-sided p, effect size) of paired differences (n,); exact when few are not 0."""
+    ranks = signed_ranks(difference)
+    total = np.abs(ranks).sum()
+    return sign_flip(ranks, seed=seed), float(ranks.sum() / total) if total else 0.0
 
 
 def swap_test(

@@ -20,7 +20,7 @@ Departures: this is not CodeBLEU: trees and data flow are those of Python's own 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -32,17 +32,19 @@ from luthier.evaluation._code import (
     Answers,
     Item,
     TextScorer,
+    bleu,
+    bleu_counts,
     data_flow,
+    edit_similarity,
     is_keyword,
     lines,
     matched,
-    ngrams,
+    share,
     subtrees,
     tokens,
     tree_of,
 )
 
-ORDERS = (1, 2, 3, 4)
 PLAIN_WORD = 0.2
 """Weight of a token that is no keyword, in `weighted_bleu`."""
 PARTS = ("bleu", "weighted_bleu", "ast_match", "dataflow_match")
@@ -65,12 +67,9 @@ class CodeSimilarity(TextScorer):
     def judge(self, output: str, item: Item) -> dict[str, float]:
         said, gold = (self.program.format_map({**item.row, "output": text}) for text in (output, item.reference))
         a, b = tokens(said), tokens(gold)
-        stats: dict[str, float] = {"said_tokens": len(a), "gold_tokens": len(b)}
-        for name, weight in (("bleu", _one), ("weighted_bleu", _by_keywords)):
-            for n in ORDERS:
-                found, wanted = ngrams(a, n), ngrams(b, n)
-                stats[f"{name}_hit_{n}"] = sum(weight(g) * min(c, wanted[g]) for g, c in found.items())
-                stats[f"{name}_all_{n}"] = sum(weight(g) * c for g, c in found.items())
+        stats: dict[str, float] = {}
+        for name, weight in (("bleu", None), ("weighted_bleu", _by_keywords)):
+            stats |= bleu_counts(name, a, b, weight)
         trees = [tree_of(text) for text in (said, gold)]
         for name, parts in (("ast_match", subtrees), ("dataflow_match", data_flow)):
             found_parts, wanted_parts = (parts(tree) for tree in trees)
@@ -97,55 +96,17 @@ class CodeSimilarity(TextScorer):
         return {f"references without {k}": int((answers.stats[f"{k}_all"] == 0).sum()) for k in PARTS[2:]}
 
 
-def _one(gram: Sequence[str]) -> float:
-    return 1.0
-
-
 def _by_keywords(gram: Sequence[str]) -> float:
     return sum(1.0 if is_keyword(token) else PLAIN_WORD for token in gram) / len(gram)
 
 
-def edit_similarity(a: str, b: str) -> float:
-    """1 - edits / length of the longer text; 1 for two empty ones."""
-    if not a or not b:
-        return float(a == b)
-    a, b = sorted((a, b), key=len)  # one pass for each character of the shorter one
-    codes = np.array([ord(c) for c in b])
-    at = np.arange(len(b) + 1)
-    row = at.copy()
-    for i, c in enumerate(a, 1):
-        step = np.minimum(row[1:] + 1, row[:-1] + (codes != ord(c)))
-        step = np.concatenate([[i], step])
-        row = np.minimum.accumulate(step - at) + at  # insertions, from the left
-    return 1.0 - float(row[-1]) / max(len(a), len(b))
-
-
-def _share(part: NDArray, whole: NDArray) -> NDArray:
-    return np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
-
-
-def _bleu(name: str) -> Callable[[dict[str, NDArray], NDArray], NDArray]:
-    def metric(stats: dict[str, NDArray], w: NDArray) -> NDArray:
-        shares = np.stack(
-            [_share(w @ stats[f"{name}_hit_{n}"], w @ stats[f"{name}_all_{n}"]) for n in ORDERS]
-        )  # (4, R)
-        used = np.isfinite(shares)
-        with np.errstate(divide="ignore"):
-            logs = np.where(used, np.log(np.where(used, shares, 1.0)), 0.0).sum(0) / np.maximum(used.sum(0), 1)
-        said, gold = w @ stats["said_tokens"], w @ stats["gold_tokens"]
-        penalty = np.minimum(0.0, 1.0 - np.divide(gold, said, out=np.full(said.shape, np.inf), where=said > 0))
-        return np.where(used.any(0), np.exp(logs + penalty), (gold == 0).astype(float))
-
-    return metric
-
-
-def _of_reference(name: str) -> Callable[[dict[str, NDArray], NDArray], NDArray]:
-    return lambda stats, w: _share(w @ stats[f"{name}_hit"], w @ stats[f"{name}_all"])
+def _of_reference(name: str) -> Aggregate:
+    return lambda stats, w: share(w @ stats[f"{name}_hit"], w @ stats[f"{name}_all"])
 
 
 _PARTS = {
-    "bleu": _bleu("bleu"),
-    "weighted_bleu": _bleu("weighted_bleu"),
+    "bleu": bleu("bleu"),
+    "weighted_bleu": bleu("weighted_bleu"),
     "ast_match": _of_reference("ast_match"),
     "dataflow_match": _of_reference("dataflow_match"),
 }
@@ -154,4 +115,4 @@ _PARTS = {
 def _code_match(stats: dict[str, NDArray], w: NDArray) -> NDArray:
     parts = np.stack([_PARTS[name](stats, w) for name in PARTS])  # (4, R)
     known = np.isfinite(parts)
-    return _share(np.where(known, parts, 0.0).sum(0), known.sum(0).astype(float))
+    return share(np.where(known, parts, 0.0).sum(0), known.sum(0).astype(float))

@@ -1,20 +1,22 @@
-"""The three shapes of objectives, so that a method file holds its loss and nothing else.
+"""The four shapes of objectives, so that a method file holds its loss and nothing else.
 
 TokenObjective  loss of per-token log-probabilities                    (supervised fine-tuning and relatives)
 PairObjective   loss of summed log-probabilities of chosen and rejected (preference tuning)
 HeadObjective   loss of a task head's outputs                          (classification, regression)
+SearchObjective loss of scores of documents for queries                (retrieval, re-ranking)
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from luthier.core.batch import Batch
-from luthier.core.logprobs import Scorer
+from luthier.core.batch import Batch, Example, SearchExample
+from luthier.core.logprobs import Scorer, forward_kl
 from luthier.core.method import Loss, LuthierError, Objective
 
 
@@ -25,16 +27,22 @@ class TokenLogp:
     logp     (N,) log-probability of each scored token
     owner    (N,) answer it belongs to
     weights  (N,) weight of each token
+    mean     (N,) mean log-probability of all tokens of the vocabulary there, where `needs_mean` asks for it
     """
 
     logp: Tensor
     owner: Tensor
     weights: Tensor
+    mean: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class TokenObjective(Objective):
     """Weight: the sum of token weights."""
+
+    @property
+    def needs_mean(self) -> bool:
+        return False
 
     def loss(self, tokens: TokenLogp) -> Tensor:
         """Loss (N,) of each token, before weighting."""
@@ -46,10 +54,22 @@ class TokenObjective(Objective):
 
     def compute(self, scorer: Scorer, batch: Batch) -> Loss:
         assert batch.owner is not None
-        logp = scorer.token_logp(batch)
+        logp, mean = scorer.read(batch, logp_and_mean) if self.needs_mean else (scorer.token_logp(batch), None)
         weights = torch.ones_like(logp) if batch.weights is None else batch.weights.to(logp)
-        losses = self.loss(TokenLogp(logp, batch.owner, weights))
+        losses = self.loss(TokenLogp(logp, batch.owner, weights, mean))
         return Loss((losses * weights).sum(), self.weight(batch))
+
+
+def logp_and_mean(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """log pi(target) and the mean over the vocabulary of log pi, (n,) each, from logits (n, V)."""
+    logp = logits.log_softmax(-1)
+    return logp.gather(1, target[:, None])[:, 0], logp.mean(-1)
+
+
+def by_answer(batch: Batch, column: Tensor) -> Tensor:
+    """Sums (A,) over the scored tokens of each answer."""
+    assert batch.owner is not None
+    return torch.zeros(batch.answers, dtype=column.dtype, device=column.device).index_add_(0, batch.owner, column)
 
 
 @dataclass(frozen=True)
@@ -62,6 +82,24 @@ class PairLogp:
     ref_rejected: Tensor
     chosen_tokens: Tensor
     rejected_tokens: Tensor
+    chosen_kl: Tensor | None = None
+    rejected_kl: Tensor | None = None
+
+    @property
+    def kl(self) -> tuple[Tensor, Tensor]:
+        """Sequential KL (P,) of the chosen and of the rejected answers: sum over tokens of KL(reference || policy)."""
+        assert self.chosen_kl is not None and self.rejected_kl is not None
+        return self.chosen_kl, self.rejected_kl
+
+    @property
+    def gains(self) -> tuple[Tensor, Tensor]:
+        """log pi / pi_ref (P,) of the chosen and of the rejected answers."""
+        return self.chosen - self.ref_chosen, self.rejected - self.ref_rejected
+
+    @property
+    def means(self) -> tuple[Tensor, Tensor]:
+        """log pi per token (P,) of the chosen and of the rejected answers."""
+        return self.chosen / self.chosen_tokens, self.rejected / self.rejected_tokens
 
 
 @dataclass(frozen=True)
@@ -69,8 +107,7 @@ class PairObjective(Objective):
     """Weight: the number of pairs. Answers of a batch alternate: chosen, rejected, chosen, rejected."""
 
     rows = ("preference",)
-    reference = True
-    beta: float = 0.1
+    reference = "answers"
 
     def loss(self, pair: PairLogp) -> Tensor:
         """Loss (P,) of each pair."""
@@ -80,25 +117,46 @@ class PairObjective(Objective):
         return float(batch.answers // 2)
 
     def compute(self, scorer: Scorer, batch: Batch) -> Loss:
+        pair = self.ask(scorer, batch)
+        return Loss(self.loss(pair).sum(), self.weight(batch), self.figures(pair))
+
+    def ask(self, scorer: Scorer, batch: Batch) -> PairLogp:
+        """Both models about the pairs of a batch."""
         assert batch.owner is not None
-        logp = scorer.answer_logp(batch)  # (2P,)
-        if self.reference and batch.reference is None:
-            raise LuthierError(f"objective '{self.name}' needs reference log-probabilities, and none were computed")
-        ref = batch.reference.to(logp) if batch.reference is not None else torch.zeros_like(logp)
+        kl = []
+        if self.reference == "model":
+            logp, ref, *kl = (by_answer(batch, column) for column in scorer.compare(batch, forward_kl))  # (2P,)
+        else:
+            logp = scorer.answer_logp(batch)
+            if self.reference and batch.reference is None:
+                raise LuthierError(f"objective '{self.name}' needs reference log-probabilities, and none were computed")
+            ref = batch.reference.to(logp) if batch.reference is not None else torch.zeros_like(logp)
         tokens = torch.bincount(batch.owner, minlength=batch.answers).to(logp)
-        pair = PairLogp(logp[0::2], logp[1::2], ref[0::2], ref[1::2], tokens[0::2], tokens[1::2])
-        losses = self.loss(pair)
-        P = self.weight(batch)
-        gain_w, gain_l = (pair.chosen - pair.ref_chosen).detach(), (pair.rejected - pair.ref_rejected).detach()
-        figures = {
-            "rewards/chosen": (self.beta * gain_w.sum(), P),
-            "rewards/rejected": (self.beta * gain_l.sum(), P),
-            "rewards/margins": (self.beta * (gain_w - gain_l).sum(), P),
-            "rewards/accuracies": ((gain_w > gain_l).to(logp).sum(), P),
+        return PairLogp(*(side for column in (logp, ref, tokens, *kl) for side in (column[0::2], column[1::2])))
+
+    def figures(self, pair: PairLogp) -> dict[str, tuple[Tensor, float]]:
+        """What is logged, under trl's names. Without a reference a reward is beta log pi; with a KL, beta (gain + D)."""
+        won, lost = (gain.detach() for gain in pair.gains)
+        beta, P = getattr(self, "beta", 1.0), float(len(won))
+        found = {}
+        if pair.chosen_kl is not None:
+            D_w, D_l = (kl.detach() for kl in pair.kl)
+            a_token = D_w / pair.chosen_tokens + D_l / pair.rejected_tokens
+            found = {
+                "kl/chosen": (D_w.sum(), P),
+                "kl/rejected": (D_l.sum(), P),
+                "kl/gap": ((D_l - D_w).sum(), P),
+                "kl/token": (a_token.sum() / 2, P),
+            }
+            won, lost = won + D_w, lost + D_l
+        return found | {
+            "rewards/chosen": (beta * won.sum(), P),
+            "rewards/rejected": (beta * lost.sum(), P),
+            "rewards/margins": (beta * (won - lost).sum(), P),
+            "rewards/accuracies": ((won > lost).to(won).sum(), P),
             "logps/chosen": (pair.chosen.detach().sum(), P),
             "logps/rejected": (pair.rejected.detach().sum(), P),
         }
-        return Loss(losses.sum(), P, figures)
 
 
 @dataclass(frozen=True)
@@ -129,3 +187,46 @@ class HeadObjective(Objective):
 
     def figures(self, outputs: Tensor, label: Tensor) -> dict[str, tuple[Tensor, float]]:
         return {}
+
+
+@dataclass(frozen=True)
+class SearchObjective(Objective):
+    """Weight: the number of queries. A method gives the scores; the loss is that of finding the right document.
+
+    loss(q) = - log softmax of the scores of the documents that q chooses from, at the right one
+    """
+
+    rows = ("retrieval",)
+
+    def scores(self, scorer: Scorer, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Scores (Q, D) of D documents for Q queries, at least float32, and which of them each query chooses from."""
+        raise NotImplementedError
+
+    def for_examples(self, examples: Sequence[Example]) -> Self:
+        """Raises LuthierError where a row has nothing that its right document could be taken for."""
+        for e in examples:
+            if self.group == 1 and isinstance(e, SearchExample) and len(e.documents) < 2:
+                raise LuthierError(
+                    f"objective '{self.name}': row {e.row} has no negative to tell the right document from: give a column "
+                    "negatives, or say data.hard_negatives: 1"
+                )
+        return self
+
+    def weight(self, batch: Batch) -> float:
+        return float(len(batch.rows))
+
+    def compute(self, scorer: Scorer, batch: Batch) -> Loss:
+        assert batch.asked_by is not None
+        scores, allowed = self.scores(scorer, batch)
+        scores = scores.masked_fill(~allowed, -torch.inf)
+        right = first_documents(batch)  # (Q,)
+        losses = scores.logsumexp(1) - scores.gather(1, right[:, None])[:, 0]
+        best = scores.detach().argmax(1) == right
+        return Loss(losses.sum(), self.weight(batch), {"accuracy": (best.to(losses).sum(), self.weight(batch))})
+
+
+def first_documents(batch: Batch) -> Tensor:
+    """(Q,) index of each query's right document: the first of its own."""
+    assert batch.asked_by is not None
+    counts = batch.asked_by.bincount(minlength=len(batch.rows))
+    return counts.cumsum(0) - counts

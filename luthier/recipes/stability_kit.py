@@ -30,6 +30,7 @@ from luthier.core.anatomy import Anatomy, anatomy
 from luthier.core.config import Recipe as RunRecipe
 from luthier.core.method import LuthierError, Recipe
 from luthier.recipes._seeds import Seeds, train_once
+from luthier.recipes._stages import resumed
 
 LARGE, SMALL_SET, MOST_EPOCHS = 18, 1000, 100
 Setting = dict[str, Any]
@@ -42,6 +43,10 @@ class StabilityKit(Recipe):
 
     seeds: int = 3
     steps: int = 200
+
+    @classmethod
+    def small(cls) -> dict[str, Any]:
+        return {"stability.seeds": 1}
 
     def run(self, folder: str, *, recipe: RunRecipe, say: Callable[[str], None], **given: Any) -> Any:
         """Compare, choose, and run what was chosen into `folder`.
@@ -65,6 +70,7 @@ class StabilityKit(Recipe):
             "train": chosen["train"],
             "output_dir": folder,
         }
+        given["resume"] = resumed(folder, given.get("resume"))
         return run(RunRecipe.model_validate({**recipe.model_dump(exclude_unset=True), **changes}), **given)
 
     def compare(self, told: RunRecipe, say: Callable[[str], None]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from luthier.report.evidence import Change, Spread, Standing, real
 
 NOT_MEASURED = "not measured"
 MINUS = "\u2212"
-ACRONYMS = frozenset({"kl", "ece", "f1", "bleu", "rouge", "auc", "mcc", "cot", "wer", "cer"})
+ACRONYMS = frozenset({"kl", "ece", "f1", "bleu", "rouge", "auc", "mcc", "cot", "wer", "cer", "mrr", "ndcg"})
 _STEPS = ((1e15, "Q"), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 _BYTES = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 _FLOPS = ((1e21, "ZFLOP"), (1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"))

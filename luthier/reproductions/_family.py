@@ -65,5 +65,12 @@ def mean(rows: list[Row], key: str) -> float:
 def spread(rows: list[Row], key: str) -> str:
     """Mean and standard deviation as text."""
     values = [r[key] for r in rows]
-    sd = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.3f}{sd}"
+    sd = f" ± {_number(statistics.stdev(values))}" if len(values) > 1 else ""
+    return f"{_number(statistics.fmean(values))}{sd}"
+
+
+def _number(value: float) -> str:
+    """Three decimals; counts by the thousand, and beyond a million three digits and the power of ten."""
+    if abs(value) < 1000:
+        return f"{value:.3f}"
+    return f"{value:,.0f}" if abs(value) < 1e6 else f"{value:.2e}"

@@ -27,12 +27,12 @@ class Forgetting(Experiment):
     def base(self) -> tuple[Any, Any]:
         return sandbox.load(self.model)
 
-    def tuned(self, base: Any, tokenizer: Any, tuner: Tuner, seed: int) -> Any:
-        """A copy of the base after tuning."""
+    def tuned(self, base: Any, tokenizer: Any, tuner: Tuner, seed: int, task: str = "") -> Any:
+        """A copy of the base after tuning, on another task than the usual one where it is named."""
         settings = TrainSettings(
             max_steps=self.steps, per_device_train_batch_size=self.batch, learning_rate=self.learning_rate
         )
-        return tune(base, tokenizer, tuner, lessons(tokenizer, self.task, seed), settings, seed).model
+        return tune(base, tokenizer, tuner, lessons(tokenizer, task or self.task, seed), settings, seed).model
 
     def facts_kept(self, model: Any, tokenizer: Any) -> float:
         rows = sandbox.rows("facts", task="verbatim", part="known", n=self.facts, seed=11)

@@ -14,7 +14,7 @@ from luthier import data, sandbox
 from luthier.core.batch import Example
 from luthier.core.config import TrainSettings
 from luthier.core.loop import Loop, LoopCallback
-from luthier.core.method import Tuner
+from luthier.core.method import Objective, Tuner
 from luthier.core.subject import Subject
 from luthier.objectives.sft import SFT
 
@@ -46,11 +46,12 @@ def tune(
     seed: int,
     callbacks: Sequence[LoopCallback] = (),
     change: Callable[[nn.Module], None] = lambda model: None,
+    objective: Objective | None = None,
 ) -> Tuned:
-    """`tuner` on a copy of the base, by likelihood. `change` may hold parts of the wrapped model still."""
+    """`tuner` on a copy of the base, by likelihood or another objective. `change` may hold parts of the model still."""
     model = tuner.wrap(copy.deepcopy(base), "causal_lm", seed)
     change(model)
-    loop = Loop(model, tuner, SFT(), train, settings, tokenizer.pad_token_id, seed, callbacks=callbacks)
+    loop = Loop(model, tuner, objective or SFT(), train, settings, tokenizer.pad_token_id, seed, callbacks=callbacks)
     cost = loop.fit().cost
     return Tuned(model.eval(), cost, loop)
 

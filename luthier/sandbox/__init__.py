@@ -43,6 +43,11 @@ def worlds() -> dict[str, World]:
     return found
 
 
+def mixture() -> dict[str, World]:
+    """The worlds that pretraining documents come from; the others have share 0."""
+    return {name: found for name, found in worlds().items() if found.share}
+
+
 def world(name: str) -> World:
     """One world by name."""
     if name not in worlds():
@@ -65,7 +70,7 @@ def rows(which: str | World, **options: Any) -> list[Row]:
 
 def corpus(n: int, seed: int = 0, start: int = 0) -> Iterator[tuple[str, str]]:
     """`n` pretraining documents (world name, text) from number `start` on; each depends on seed and number alone."""
-    for number, chosen in documents(worlds(), seed, start):
+    for number, chosen in documents(mixture(), seed, start):
         if number >= start + n:
             return
         yield chosen.name, chosen.document(random.Random(f"{seed}/document/{number}"))

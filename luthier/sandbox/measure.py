@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from luthier.sandbox import corpus, world, worlds
+from luthier.sandbox import corpus, mixture, world
 from luthier.sandbox.world import Row, World, gold
 from luthier.sandbox.worlds.languages import LANGUAGES, PIVOT
 from luthier.sandbox.worlds.sequence import HELD_OUT, PRETRAINED
@@ -144,7 +144,7 @@ def option_accuracy(model: PreTrainedModel, tok: PreTrainedTokenizerFast, task: 
 @torch.no_grad()
 def perplexity(model: PreTrainedModel, tok: PreTrainedTokenizerFast, count: int = 24) -> dict[str, float]:
     """Perplexity per token of unseen documents, by world (causal models)."""
-    texts: dict[str, list[str]] = {name: [] for name in worlds()}
+    texts: dict[str, list[str]] = {name: [] for name in mixture()}
     for name, text in corpus(count * 40, UNSEEN_SEED):
         if len(texts[name]) < count:
             texts[name].append(text)
@@ -162,7 +162,7 @@ def perplexity(model: PreTrainedModel, tok: PreTrainedTokenizerFast, count: int 
 @torch.no_grad()
 def masked_accuracy(model: PreTrainedModel, tok: PreTrainedTokenizerFast, count: int = 200) -> dict[str, float]:
     """An encoder's share of right tokens where one in seven is masked, by world."""
-    right: dict[str, list[int]] = {name: [] for name in worlds()}
+    right: dict[str, list[int]] = {name: [] for name in mixture()}
     for number, (name, text) in enumerate(corpus(count, UNSEEN_SEED)):
         ids = tok(text, return_tensors="pt", truncation=True, max_length=128)["input_ids"]
         places = list(range(1 + number % 7, ids.shape[1] - 1, 7))

@@ -38,7 +38,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from luthier.sandbox import WEIGHTS, corpus, load, tokenizer, worlds
+from luthier.sandbox import WEIGHTS, corpus, load, mixture, tokenizer
 from luthier.sandbox.tokens import CONTEXT, SENTINELS, shaped
 from luthier.sandbox.world import gold, nearest
 
@@ -284,7 +284,7 @@ def _padded(rows: list[list[int]], value: int) -> torch.Tensor:
 def _pairs(seed: int) -> list[list[tuple[str, str]]]:
     """Prompts and completions of every pretrained task, train split; one list per world, so that worlds weigh alike."""
     out = []
-    for world in worlds().values():
+    for world in mixture().values():
         mine = []
         for name, task in world.catalogue.items():
             for part in task.pretrained if task.kind == "prompt" else ():
@@ -432,7 +432,7 @@ def corpus_hash(seed: int, count: int = 2000) -> str:
 
 def token_shares(seed: int, count: int = 3000) -> dict[str, float]:
     """Measured share of pretraining tokens by world."""
-    tok, totals = tokenizer(), dict.fromkeys(worlds(), 0)
+    tok, totals = tokenizer(), dict.fromkeys(mixture(), 0)
     for name, text in corpus(count, seed):
         totals[name] += len(tok(text).input_ids)
     return {name: round(total / sum(totals.values()), 3) for name, total in totals.items()}
@@ -450,7 +450,7 @@ def write(name: str, model: PreTrainedModel, run: dict[str, Any], out: Path) -> 
         "parameters": model.num_parameters(),
         **run,
         "corpus_sha256": corpus_hash(run["seed"]),
-        "document_share": {n: w.share for n, w in worlds().items()},
+        "document_share": {n: w.share for n, w in mixture().items()},
         "token_share": token_shares(run["seed"]),
     }
     _write_card(folder, card)

@@ -22,7 +22,7 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
-from luthier.sandbox import VOCABULARY, corpus, worlds
+from luthier.sandbox import VOCABULARY, corpus, mixture
 from luthier.sandbox.world import Row
 
 SIZE = 1536
@@ -58,7 +58,7 @@ def texts(documents: int = 6000, rows: int = 300) -> Iterator[str]:
     marks = re.compile("|".join(re.escape(s) for s in SPECIALS))
     for _, text in corpus(documents):
         yield marks.sub("\n", text)
-    for world in worlds().values():
+    for world in mixture().values():
         for name, task in world.catalogue.items():
             for part in task.parts:
                 count = rows if part not in task.pretrained else rows // 10

@@ -48,9 +48,7 @@ class Task:
     """What a task is, which row type it gives, and which of its parts are in pretraining."""
 
     line: str
-    kind: str = (
-        "prompt"  # prompt: prompt, completion, answer; label: text, label; pair: chosen, rejected; text; messages
-    )
+    kind: str = "prompt"  # prompt: prompt, completion, answer; label: text, label; pair: chosen, rejected; text; messages; search
     parts: tuple[str, ...] = ("known",)
     pretrained: tuple[str, ...] = ("known",)
 
@@ -61,6 +59,7 @@ class Task:
             "pair": "prompt, chosen, rejected",
             "text": "text",
             "messages": "messages",
+            "search": "query, positive, relevant",
         }[self.kind]
         inside = ", ".join(f"{p} {'in' if p in self.pretrained else 'not in'} pretraining" for p in self.parts)
         return f"{self.line} [{fields}; {inside}]"
@@ -137,9 +136,12 @@ class World(ABC):
 
     def _finish(self, task: str, part: str, split: str, item: Item, seed: int) -> Row:
         row = self.row(task, part, item, random.Random(f"{seed}/{item!r}"))
-        digest = zlib.crc32(repr(item).encode())
-        common = {"id": f"{self.name}/{task}/{part}/{digest:08x}", "world": self.name, "task": task, "part": part}
+        common = {"id": self.row_id(task, part, item), "world": self.name, "task": task, "part": part}
         return common | {"split": split} | row
+
+    def row_id(self, task: str, part: str, item: Item) -> str:
+        """What the row of an item is called, whatever else is in the row."""
+        return f"{self.name}/{task}/{part}/{zlib.crc32(repr(item).encode()):08x}"
 
     def draw_train(self, task: str, part: str, rng: random.Random) -> Item:
         """A random item of the train split: what documents of procedural worlds are made of."""
@@ -163,7 +165,7 @@ def gold(row: Row) -> str:
         return str(row["label"])
     if "messages" in row:
         return row["messages"][-1]["content"]
-    return row["text"]
+    return row["positive"] if "positive" in row else row["text"]
 
 
 def join_lines(count: int, line: Callable[[], str]) -> str:

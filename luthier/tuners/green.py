@@ -18,14 +18,15 @@ Departures: costs come from the graph of a real step, not from a table of layer 
             parallel; the published recursion does not find the best set, this selection does (core/budget.py), in
             whole operations instead of 1/1000 of a step. Probing restores optimiser state and schedule as well as
             weights. A budget that cannot be kept is an error, never raised in silence. Tensors that stay chosen keep
-            their moments, those that are dropped lose them. A task head always moves, inside the budget.
+            their moments, those that are dropped lose them. Where no tensor promises anything any more, what moved
+            goes on. A task head always moves, inside the budget.
 """
 
 from __future__ import annotations
 
 import random
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 from torch import nn
@@ -81,6 +82,10 @@ class Green(PartialTuner):
         importance = list(probe.importance(names).values())
         room = backward_budget(self.budget, cost, "tuner.budget")
         chosen = best_set(cost, importance, room, always)
+        if (
+            not chosen.bits and probe.moves is not None
+        ):  # converged: nothing to prefer over what moves, which fits the budget
+            return replace(probe.moves, note={"kept": "no tensor promises a lower loss: what moved goes on"})
         if not chosen.bits:
-            raise LuthierError("no tensor promises a lower loss: lower learning_rate, or the model has converged")
+            raise LuthierError("no tensor promises a lower loss from the start: lower learning_rate")
         return Selection(whole=set(cost.names(chosen.bits)), note=note(cost, chosen, importance, room))

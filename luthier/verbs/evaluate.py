@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core import runs
-from luthier.verbs.load import Loaded, load
+from luthier.core.method import Decoder, LuthierError
+from luthier.verbs.load import Loaded, decoder_of, load
 
 
 def evaluate(
@@ -16,6 +17,7 @@ def evaluate(
     tasks: Sequence[Any],
     *,
     base: str | Loaded | None = None,
+    ceiling: str | Loaded | None = None,
     harness: bool = False,
     limit: int | None = None,
     output: str | Path | None = None,
@@ -23,30 +25,48 @@ def evaluate(
 ) -> dict[str, Any]:
     """Results by task and metric; with `base`, both sides and their paired differences as in results.json.
 
-    tasks    names or files of tasks, dicts as in a recipe, or (with `harness`) names of lm-evaluation-harness
+    tasks     names or files of tasks, dicts as in a recipe, or (with `harness`) names of lm-evaluation-harness
+    ceiling   a model tuned directly: `gap_closed` is then how far `model` comes on the way from `base` to it
+    decoding  section of a recipe, or a decoder. Other models that it asks belong to `model`: `base` and `ceiling` are
+              asked by the same choice of tokens without them
     """
     loaded = model if isinstance(model, Loaded) else load(model)
     if harness:
         from luthier.evaluation import evaluate_harness
 
-        found = evaluate_harness(loaded.subject(decoding), list(tasks), limit=limit)
+        found = evaluate_harness(loaded.subject(_decoder(decoding)), list(tasks), limit=limit)
     else:
-        found = _own(loaded, tasks, base, limit, decoding)
+        found = _own(loaded, tasks, base, ceiling, limit, _decoder(decoding))
     if output is not None:
         Path(output).parent.mkdir(parents=True, exist_ok=True)
         runs.write_json(Path(output), found)
     return found
 
 
-def _own(loaded: Loaded, tasks: Sequence[Any], base: Any, limit: int | None, decoding: Any) -> dict[str, Any]:
+def _decoder(told: Any) -> Decoder | None:
+    return None if told is None else decoder_of(told)
+
+
+def _own(
+    loaded: Loaded, tasks: Sequence[Any], base: Any, ceiling: Any, limit: int | None, decoding: Decoder | None
+) -> dict[str, Any]:
     from luthier.evaluation import measure, pair
-    from luthier.evaluation._compare import task
+    from luthier.evaluation._compare import gap_closed, task
+
+    if ceiling is not None and base is None:
+        raise LuthierError("ceiling says how much of a gap is closed: give base, where the gap begins")
 
     asked = [task(t) for t in tasks]
     if limit is not None:
         asked = [replace(t, limit=limit) for t in asked]
     if base is None:
         return measure(loaded.subject(decoding), asked).values()
-    other = base if isinstance(base, Loaded) else load(base)
-    before = measure(other.subject(decoding), asked)
-    return pair(before, measure(loaded.subject(decoding), asked, base=before))
+    alone = None if decoding is None else decoding.alone()
+
+    def measured(other: Any) -> Any:
+        return measure((other if isinstance(other, Loaded) else load(other)).subject(alone), asked)
+
+    before = measured(base)
+    after = measure(loaded.subject(decoding), asked, base=before)
+    found = pair(before, after)
+    return found if ceiling is None else {**found, "gap_closed": gap_closed(before, after, measured(ceiling))}

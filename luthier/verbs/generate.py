@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from luthier.core.method import LuthierError
+from luthier.core.method import Decoder, LuthierError
 from luthier.verbs.load import Loaded, decoder_of, load
 
 
@@ -14,7 +14,7 @@ def generate(
     prompts: Sequence[Any],
     *,
     max_new_tokens: int = 64,
-    decoding: Mapping[str, Any] | None = None,
+    decoding: Mapping[str, Any] | str | Decoder | None = None,
     stop: Sequence[str] = (),
     seed: int = 0,
 ) -> list[str]:
@@ -22,14 +22,19 @@ def generate(
     loaded = model if isinstance(model, Loaded) else load(model)
     if loaded.task not in ("causal_lm", "seq2seq_lm"):
         raise LuthierError(f"'{loaded.name}' is a {loaded.task} model: it does not write text")
-    subject = loaded.subject(decoder_of(dict(decoding or {"name": "greedy"})), seed)
+    subject = loaded.subject(decoder_of(decoding or "greedy"), seed)
     return subject.generate(prompts, max_new_tokens=max_new_tokens, stop=stop)
 
 
-def chat(model: str, system: str | None = None, max_new_tokens: int = 256) -> None:
+def chat(
+    model: str,
+    system: str | None = None,
+    max_new_tokens: int = 256,
+    decoding: Mapping[str, Any] | str | Decoder = "greedy",
+) -> None:
     """A conversation in the terminal. Ctrl-D or an empty line ends it."""
     loaded = load(model)
-    subject = loaded.subject(decoder_of({"name": "greedy"}))
+    subject = loaded.subject(decoder_of(decoding))
     turns: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
     if not loaded.tokenizer.chat_template:
         print("this tokenizer has no chat template: every line is continued as plain text")

@@ -5,14 +5,17 @@ from __future__ import annotations
 import difflib
 import json
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from luthier.core.config import ModelSettings
 from luthier.core.delta import Applied, apply_delta, is_delta, read_about
-from luthier.core.method import LuthierError
+from luthier.core.method import Decoder, LuthierError
+from luthier.core.mixture import Other
 from luthier.core.runs import hash_tensors
+from luthier.core.shards import ADAPTER, WEIGHTS, Shards
 from luthier.core.subject import Subject
 
 AUTO = {
@@ -20,6 +23,7 @@ AUTO = {
     "seq2seq_lm": "AutoModelForSeq2SeqLM",
     "masked_lm": "AutoModelForMaskedLM",
     "classification": "AutoModelForSequenceClassification",
+    "embedding": "AutoModel",
 }
 
 
@@ -29,7 +33,7 @@ class Loaded:
 
     model      transformers model, or PeftModel where `name` is an adapter folder or a run that made one
     tokenizer  its tokenizer
-    task       head: "causal_lm", "seq2seq_lm", "masked_lm" or "classification"
+    task       head: "causal_lm", "seq2seq_lm", "masked_lm", "classification", or "embedding" for none
     name       what it was loaded by;  path  folder or hub id that transformers read
     new        names of tensors that its files do not hold (a new task head)
     delta      the delta that is on it, where `name` is a delta folder or a run that made one
@@ -44,8 +48,17 @@ class Loaded:
     delta: Applied | None = None
 
     def subject(self, decoder: Any = None, seed: int = 0) -> Subject:
-        """The model as something that can be asked questions."""
+        """The model as something that can be asked questions. Models that the decoder names are loaded beside it."""
+        if decoder is not None:
+            decoder = decoder.for_models(self._beside, self.tokenizer)
         return Subject(self.model, self.tokenizer, task=self.task, decoder=decoder, name=self.name, seed=seed)
+
+    def _beside(self, told: Any) -> Other:
+        """Another model of the same kind and on the same device, by name or by a mapping of model settings."""
+        settings = told if isinstance(told, str) else ModelSettings.model_validate(dict(told))
+        found = load(settings, self.task)
+        device = next(self.model.parameters()).device
+        return Other(found.model.eval().to(device), found.tokenizer, found.name)
 
     def manifest(self) -> dict[str, Any]:
         parameters = sum(p.numel() for p in self.model.parameters())
@@ -76,6 +89,8 @@ def load(
     path = _run_output(Path(name).expanduser())
     if (path / "adapter_config.json").exists():
         base = json.loads((path / "adapter_config.json").read_text())["base_model_name_or_path"]
+        if not Path(base).exists() and Path(base).is_absolute() and (path.parent / Path(base).name).is_dir():
+            base = str(path.parent / Path(base).name)  # a run folder that was moved with a model and a prompt for it
         found = settings.model_copy(update={"model_name_or_path": base, "adapter": str(path)})
         out = _with_adapter(found, path, task, num_labels, label_names, problem_type)
         out.name = name
@@ -106,6 +121,30 @@ def _llama2c(settings: ModelSettings, name: str, path: Path, task: str) -> Loade
     return Loaded(lm, tokenizer, "causal_lm", name, str(path.resolve()))
 
 
+def weights_folder(name: str | Path) -> tuple[Path, str] | None:
+    """The folder whose safetensors `load` would read, and the name of the file there; an adapter's own where it is one.
+
+    A hub id is fetched, or found in the cache. None where the weights must be made first: a delta, another format.
+    """
+    folder = Path(_where(str(name), _run_output(Path(name).expanduser())))
+    if not folder.exists() and str(folder).count("/") == 1:
+        folder = _from_hub(str(folder))
+    for file in (ADAPTER, WEIGHTS):
+        if (folder / file).is_file() or (folder / f"{file}.index.json").is_file():
+            return folder, file
+    return None
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "model*.safetensors", ADAPTER]
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except (OSError, ValueError) as error:
+        raise LuthierError(f"model '{name}' cannot be loaded: {_first_line(error)}") from error
+
+
 def _run_output(path: Path) -> Path:
     """The tuned model inside a run folder, or `path` itself."""
     if (path / "run.json").exists():
@@ -132,7 +171,7 @@ def _plain(
         task = _task_of(config) if task == "auto" else task
         if getattr(config, "is_encoder_decoder", False) and task == "causal_lm":
             task = "seq2seq_lm"
-        extra: dict[str, Any] = {}
+        extra: dict[str, Any] = _bare(config) if task == "embedding" else {}
         if task == "classification":
             extra["num_labels"] = num_labels or settings.num_labels or getattr(config, "num_labels", 2)
             if problem_type:
@@ -177,6 +216,24 @@ def _where(name: str, path: Path) -> str:
     return name
 
 
+def _bare(config: Any) -> dict[str, Any]:
+    """How a model without a head is read: a pooler is a head that final states do not pass through."""
+    import inspect
+
+    if getattr(config, "is_encoder_decoder", False):
+        raise LuthierError("task embedding takes an encoder or a decoder, not an encoder-decoder: name another model")
+    takes = inspect.signature(_bare_class(config).__init__).parameters
+    return {"add_pooling_layer": False} if "add_pooling_layer" in takes else {}
+
+
+def _bare_class(config: Any) -> Any:
+    """The class of a model of this configuration without a head."""
+    from transformers import MODEL_MAPPING
+
+    found = MODEL_MAPPING[type(config)]
+    return found[0] if isinstance(found, tuple) else found
+
+
 def _task_of(config: Any) -> str:
     names = " ".join(config.architectures or [])
     for ending, task in (
@@ -186,7 +243,9 @@ def _task_of(config: Any) -> str:
     ):
         if ending in names:
             return task
-    return "seq2seq_lm" if getattr(config, "is_encoder_decoder", False) else "causal_lm"
+    if getattr(config, "is_encoder_decoder", False):
+        return "seq2seq_lm"
+    return "embedding" if names.endswith("Model") and names == _bare_class(config).__name__ else "causal_lm"
 
 
 def _with_adapter(
@@ -206,6 +265,8 @@ def _with_adapter(
         raise LuthierError(f"{adapter}: no adapter_config.json: this is not an adapter folder")
     if task == "auto" and told.get("task_type") == "SEQ_CLS":
         task = "classification"
+    if task == "auto" and told.get("task_type") == "FEATURE_EXTRACTION":
+        task = "embedding"
     if task == "classification" and num_labels is None:
         num_labels, label_names, problem_type = _head_labels(adapter)
     base = load(settings.model_copy(update={"adapter": None}), task, num_labels, label_names, problem_type)
@@ -213,8 +274,21 @@ def _with_adapter(
         base.model = PeftModel.from_pretrained(base.model, str(adapter), is_trainable=False)
     except (KeyError, RuntimeError, ValueError) as error:
         raise LuthierError(f"{adapter}: this adapter does not fit '{base.name}': {_first_line(error)}") from error
+    _all_used(base, adapter)
     base.path = str(adapter)
     return base
+
+
+def _all_used(loaded: Loaded, adapter: Path) -> None:
+    """Raises LuthierError where the adapter holds tensors that its base has no place for, which peft leaves out in silence."""
+    from peft import get_peft_model_state_dict
+
+    if (adapter / ADAPTER).is_file():
+        odd = sorted(Shards(adapter, ADAPTER).keys() - get_peft_model_state_dict(loaded.model).keys())
+        if odd:
+            raise LuthierError(
+                f"{adapter}: this adapter does not fit '{loaded.name}', which has no place for '{odd[0]}'"
+            )
 
 
 def _with_delta(settings: ModelSettings, folder: Path, task: str) -> Loaded:
@@ -240,10 +314,13 @@ def _with_delta(settings: ModelSettings, folder: Path, task: str) -> Loaded:
 
 
 def _head_labels(adapter: Path) -> tuple[int | None, list[str] | None, str | None]:
-    """Class names, and what kind of labels they are, that a run wrote beside its adapter."""
+    """Outputs of a head, class names, and what kind of labels they are, that a run wrote beside its adapter."""
     file = adapter / "labels.json"
     told = json.loads(file.read_text()) if file.exists() else None
-    return (len(told["names"]), told["names"], told["problem_type"]) if told else (None, None, None)
+    if told is None:
+        return None, None, None
+    names = told["names"]
+    return told.get("outputs") or len(names), names, told["problem_type"]
 
 
 def _first_line(error: Exception) -> str:
@@ -271,8 +348,11 @@ class calm:
         logging.enable_progress_bar()
 
 
-def decoder_of(told: dict[str, Any]) -> Any:
-    """A decoding method from a recipe section."""
-    from luthier.core.config import build
+def decoder_of(told: Mapping[str, Any] | str | Decoder) -> Decoder:
+    """A decoding method from a recipe section or its name; options of a method inside it may be dotted, as flags are."""
+    from luthier.core.config import build, nested
 
-    return build("decoding", told, "decoding")
+    if isinstance(told, Decoder):
+        return told
+    found: Decoder = build("decoding", nested({"name": told} if isinstance(told, str) else told), "decoding")
+    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 
 from luthier.core import config, meter
 from luthier.core.loop import Loop
+from luthier.core.references import References, untuned_copy
 from luthier.verbs.run import prepare
 
 
@@ -61,13 +62,17 @@ def plan(recipe: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | 
     if told.train.torch_threads:
         torch.set_num_threads(told.train.torch_threads)
     ready = prepare(told)
+    untuned = None
+    if ready.objective.reference == "model":
+        untuned = References(model=untuned_copy(ready.loaded.model, ready.tuner))
+    elif ready.objective.reference:
+        rows = ready.train.examples
+        companions = ready.objective.companions(rows)
+        untuned = References(_zeros(rows), None if companions is None else _zeros(companions))
     model = ready.tuner.wrap(ready.loaded.model, ready.loaded.task, told.seed)
-    references = None
-    if ready.objective.reference:
-        references = [torch.zeros(len(e.answers)) for e in ready.train.examples]
     pad = ready.loaded.tokenizer.pad_token_id
     loop = Loop(
-        model, ready.tuner, ready.objective, ready.train.examples, told.train, pad, told.seed, references=references
+        model, ready.tuner, ready.objective, ready.train.examples, told.train, pad, told.seed, references=untuned
     )
     total = loop.total
     loop._prepare()
@@ -86,3 +91,8 @@ def plan(recipe: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | 
         cost["base_parameters"], ready.train.report.examples, len(ready.train.report.rejected),
         ready.train.report.tokens, total, memory, cost["forward_flops"] + cost["backward_flops"], step, step * total,
     )  # fmt: skip
+
+
+def _zeros(groups: Sequence[Any]) -> list[torch.Tensor]:
+    """In place of log-probabilities that would have to be computed."""
+    return [torch.zeros(len(g.answers)) for g in groups]

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 import yaml
-from torch import Tensor
 
 import luthier
 from luthier.core import config, runs
@@ -20,7 +19,7 @@ from luthier.core.config import Recipe
 from luthier.core.delta import save_delta
 from luthier.core.loop import Diverged, Fitted, Interrupted, Loop, LoopCallback, make_accelerator, seed_everything
 from luthier.core.method import LuthierError, Objective, Tuner
-from luthier.core.references import reference_logp
+from luthier.core.references import References, references
 from luthier.core.runs import RunFolder
 from luthier.report.words import first_up
 from luthier.verbs._display import Display, FromTransformers, Trackers
@@ -47,7 +46,10 @@ class RunResult:
 
 @dataclass
 class Prepared:
-    """Everything that a run needs before its first step."""
+    """Everything that a run needs before its first step. A procedure may change it, and how it is measured and saved.
+
+    told  the recipe that the manifest tells and that makes the run again: the whole procedure's, in its last stage
+    """
 
     recipe: Recipe
     loaded: Loaded
@@ -56,6 +58,18 @@ class Prepared:
     train: Any
     held_out: Any
     tasks: list[Any] = field(default_factory=list)
+    told: Recipe | None = None
+
+    def measure(self, tuned: Loaded, before: Any) -> Any:
+        """The tuned model on the tasks; `before` are the answers of the untuned one."""
+        from luthier.evaluation import measure
+
+        decoder = self.recipe.method("decoding", "decoding")
+        return measure(tuned.subject(decoder, self.recipe.seed), self.tasks, base=before)
+
+    def save(self, folder: Path, tuned: Loaded) -> dict[str, Any]:
+        """Write the tuned model; what it weighs, for the manifest."""
+        return save_model(folder, tuned, self)
 
 
 def run(
@@ -66,6 +80,7 @@ def run(
     callbacks: Sequence[Any] = (),
     quiet: bool = False,
     bases: dict[str, Any] | None = None,
+    change: Callable[[Prepared], Prepared] | None = None,
 ) -> RunResult:
     """Run a recipe to the end.
 
@@ -73,34 +88,39 @@ def run(
     resume     True: the last checkpoint of output_dir; a path: that checkpoint
     callbacks  LoopCallback objects or transformers.TrainerCallback objects
     bases      what untuned models answered, by their hash: looked up and filled, so that runs share it
+    change     what a procedure makes of what was prepared, before anything is written or trained
 
     Raises ConfigError for a recipe that cannot be used and LuthierError for everything else that a user can mend.
     """
     told = config.recipe(recipe, overrides)
-    if (procedure := _procedure(told)) is not None:
-        given = {"resume": resume, "callbacks": callbacks, "quiet": quiet, "bases": bases}
-        return procedure.run(told.output_dir or _default_folder(told), recipe=told, say=_speaker(quiet), **given)
     resume = resume if resume is not None else told.train.resume_from_checkpoint
     if told.train.torch_threads:
         torch.set_num_threads(told.train.torch_threads)
     folder = RunFolder(told.output_dir or _default_folder(told))
+    if (procedure := _procedure(told)) is not None:
+        if (folder.path / "run.json").exists() and not resume and not _unfinished(folder):
+            folder.must_be_free()  # told before the first stage, which may take hours
+        given = {"resume": resume, "callbacks": callbacks, "quiet": quiet, "bases": bases}
+        return procedure.run(str(folder.path), recipe=told, say=_speaker(quiet), **given)
     seed_everything(told.seed)  # a new task head is part of what the seed decides
     accelerator = make_accelerator(told.train, folder.path)
     main = accelerator.is_main_process
     say = _speaker(quiet or not main)
     checkpoint = _checkpoint(folder, resume)
     ready = prepare(told, say)
+    if change is not None:
+        ready = change(ready)
     if main:
         _open(folder, ready, resumed=checkpoint is not None)
     accelerator.wait_for_everyone()
     with calm(), _status(folder, main):
         before = _before(folder, ready, bases, say) if main else None
-        references = _references(ready, say)
+        untuned = _references(ready, say)
         name = ready.loaded.name
         model = ready.tuner.wrap(ready.loaded.model, ready.loaded.task, told.seed)
         loop = Loop(
             model, ready.tuner, ready.objective, ready.train.examples, told.train, ready.loaded.tokenizer.pad_token_id,
-            told.seed, folder, ready.held_out.examples if ready.held_out else None, references,
+            told.seed, folder, ready.held_out.examples if ready.held_out else None, untuned,
             _callbacks(told, callbacks, quiet), accelerator,
             fresh=lambda: ready.tuner.wrap(load(told.model, ready.loaded.task).model, ready.loaded.task, told.seed),
         )  # fmt: skip
@@ -108,7 +128,7 @@ def run(
         tuned = Loaded(loop.whole_model(), ready.loaded.tokenizer, ready.loaded.task, name, str(folder.path))
         results: dict[str, Any] = {}
         if main:
-            artefact = save_model(folder.path, tuned, ready)
+            artefact = ready.save(folder.path, tuned)
             results = _after(folder, ready, tuned, before, fitted, artefact, say)
         accelerator.wait_for_everyone()
     if main:
@@ -147,7 +167,7 @@ def prepare(recipe: Recipe, say: Callable[[str], None] = lambda text: None) -> P
         rows = _rows(recipe, _tokenizer(recipe), None)
         _check_rows(rows, objective)
         names = rows.report.label_names
-        loaded = load(recipe.model, task, _labels(rows), names, rows.source.problem_type)
+        loaded = load(recipe.model, task, _labels(rows), names, getattr(rows.source, "problem_type", None))
     else:
         loaded = load(recipe.model, task)
         if loaded.task not in (task, "seq2seq_lm"):
@@ -194,7 +214,7 @@ def _rows(recipe: Recipe, tokenizer: Any, loaded: Loaded | None, source: Any = N
     from luthier import data
 
     told = recipe.data
-    options = dict(told.options)
+    options = _row_options(recipe, dict(told.options))
     if "max_length" not in options and like is None:
         window = loaded.subject().window if loaded else getattr(tokenizer, "model_max_length", None)
         if window and window < 10**9:
@@ -207,13 +227,23 @@ def _rows(recipe: Recipe, tokenizer: Any, loaded: Loaded | None, source: Any = N
         template=told.template,
         options={} if like is not None else options,
         limit=told.limit if like is None else None,
+        keep=told.keep,
         seed=recipe.seed,
         cache_dir=told.cache_dir,
     )
 
 
+def _row_options(recipe: Recipe, options: dict[str, Any]) -> dict[str, Any]:
+    """Options of the data type with those that the objective cannot do without."""
+    objective = recipe.method("objectives", "objective")
+    for key, value in objective.row_options.items():
+        if options.setdefault(key, value) != value:
+            raise config.ConfigError(f"recipe: objective '{objective.name}' needs data.{key}: {value}: remove the key")
+    return options
+
+
 def _labels(rows: Any) -> int:
-    first = rows.examples[0].label
+    first = getattr(rows.examples[0], "label", None)  # rows without a label need one score each
     if isinstance(first, list):
         return len(first)
     return len(rows.report.label_names) if rows.report.label_names else 1
@@ -231,8 +261,10 @@ def _held_out(recipe: Recipe, rows: Any, loaded: Loaded) -> tuple[Any, Any]:
     assert told.train is not None  # `rows` came from it
     table = data.read(told.train, columns=told.columns, template=told.template, limit=told.limit, seed=recipe.seed)
     kept, held = data.split(table, told.val_size, seed=recipe.seed, stratify=told.stratify, group=told.group)
-    train = data.prepare(kept, tokenizer=loaded.tokenizer, type=rows.source, seed=recipe.seed)
-    return train, data.prepare(held, tokenizer=loaded.tokenizer, type=rows.source, seed=recipe.seed)
+    given: dict[str, Any] = {
+        "tokenizer": loaded.tokenizer, "type": rows.source, "keep": told.keep, "seed": recipe.seed,
+    }  # fmt: skip
+    return data.prepare(kept, **given), data.prepare(held, **given)
 
 
 def measured_tasks(recipe: Recipe) -> list[Any]:
@@ -254,25 +286,48 @@ def measured_tasks(recipe: Recipe) -> list[Any]:
     return found
 
 
-def _references(ready: Prepared, say: Callable[[str], None]) -> list[Tensor] | None:
-    if not ready.objective.reference:
-        return None
-    logp, reused = reference_logp(
-        ready.loaded.model, ready.train.examples, ready.loaded.tokenizer.pad_token_id, ready.recipe.train
-    )
-    say("reference log-probabilities " + ("read from the store" if reused else "computed once and stored"))
-    return logp
+def _references(ready: Prepared, say: Callable[[str], None]) -> References | None:
+    held_out = ready.held_out.examples if ready.held_out else None
+    found = references(
+        ready.loaded.model, ready.tuner, ready.objective, ready.train.examples, ready.loaded.tokenizer.pad_token_id,
+        ready.recipe.train, held_out,
+    )  # fmt: skip
+    if found is not None and found.answers is not None:
+        say("reference log-probabilities " + ("read from the store" if found.reused else "computed once and stored"))
+    return found
 
 
 def _callbacks(recipe: Recipe, given: Sequence[Any], quiet: bool) -> list[LoopCallback]:
     out: list[LoopCallback] = [] if quiet else [Display(recipe.name or recipe.tuner["name"])]
     own = [c for c in given if isinstance(c, LoopCallback)]
     foreign = [c for c in given if not isinstance(c, LoopCallback)]
+    if recipe.analysis is not None:
+        own.append(_Look(recipe.method("analysis", "analysis")))
     if foreign:
         own.append(FromTransformers(foreign, recipe.train))
     if recipe.train.report_to not in ("none", [], None):
         own.append(Trackers(recipe.name or "luthier", recipe.resolved()["train"]))
     return out + own
+
+
+class _Look(LoopCallback):
+    """The recipe's analysis, before the first step, at every `every` steps of its own, and after the last."""
+
+    def __init__(self, analysis: Any):
+        self.analysis = analysis
+
+    def start(self, loop: Loop) -> None:
+        if loop.step_index == 0:
+            self._look(loop)
+
+    def step(self, loop: Loop) -> None:
+        every = self.analysis.every
+        if (every and loop.step_index % every == 0) or loop.step_index == loop.total:
+            self._look(loop)
+
+    def _look(self, loop: Loop) -> None:
+        found = {self.analysis.name: self.analysis.table(loop)}
+        loop.record({"step": loop.step_index, "epoch": loop.step_index / loop.plan.steps_per_epoch, "analysis": found})
 
 
 def _default_folder(recipe: Recipe) -> str:
@@ -298,14 +353,15 @@ def _checkpoint(folder: RunFolder, resume: bool | str | None) -> Path | None:
 
 
 def _open(folder: RunFolder, ready: Prepared, resumed: bool) -> None:
-    recipe = ready.recipe
+    recipe = ready.told or ready.recipe
     if (folder.path / "run.json").exists() and (resumed or recipe.train.resume_from_checkpoint or _unfinished(folder)):
-        _same_recipe(folder, recipe)
+        same_recipe(folder, recipe)
         folder.update(status="running", resumed=runs.now())
         if not resumed:
             folder.rewind(-1)
         return
-    entry = luthier.core.catalog.entry("tuners", recipe.tuner["name"])
+    whole = recipe.procedure
+    entry = luthier.core.catalog.entry(*(("recipes", whole["name"]) if whole else ("tuners", recipe.tuner["name"])))
     folder.create(
         {
             "luthier": luthier.__version__,
@@ -325,6 +381,7 @@ def _open(folder: RunFolder, ready: Prepared, resumed: bool) -> None:
             "method": {
                 "tuner": recipe.tuner["name"],
                 "objective": recipe.objective["name"],
+                "procedure": whole["name"] if whole else None,
                 "title": entry.title.partition(": ")[0],
                 "paper": entry.paper,
                 "summary": first_up(entry.title.partition(": ")[2]),
@@ -339,7 +396,7 @@ def _unfinished(folder: RunFolder) -> bool:
     return folder.manifest["status"] in ("running", "failed", "interrupted") and not folder.checkpoints()
 
 
-def _same_recipe(folder: RunFolder, recipe: Recipe) -> None:
+def same_recipe(folder: RunFolder, recipe: Recipe) -> None:
     before, now = folder.manifest["recipe"], recipe.resolved()
     free = ("output_dir", "evaluate", "name", "compare")
     for section, value in now.items():
@@ -429,19 +486,20 @@ def _after(
     artefact: dict[str, Any],
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    from luthier.evaluation import measure, pair
+    from luthier.evaluation import pair
     from luthier.evaluation._compare import samples
 
     cost = {**fitted.cost, "stored_bytes": artefact["bytes"], "stored_parameters": artefact.pop("parameters")}
     results: dict[str, Any] = {"tasks": {}, "base": {}, "tuned": {}, "paired": {}}
     if before is not None:
         say("measuring the tuned model")
-        decoder = ready.recipe.method("decoding", "decoding")
-        after = measure(tuned.subject(decoder, ready.recipe.seed), ready.tasks, base=before)
+        after = ready.measure(tuned, before)
         results = pair(before, after)
         runs.write_lines(folder.path / "samples.jsonl", samples(before, after, ready.recipe.evaluate.samples))
         runs.write_lines(folder.path / "generated_predictions.jsonl", after.predictions())
     results["cost"] = cost
+    if looked := [{"step": r["step"], **r["analysis"]} for r in fitted.log if "analysis" in r]:
+        results["analysis"] = looked
     folder.update(artefact=artefact)
     runs.write_json(folder.path / "results.json", results)
     _transformers_files(folder, fitted, results)
@@ -480,8 +538,9 @@ def save_model(folder: Path, tuned: Loaded, ready: Prepared) -> dict[str, Any]:
             else:
                 tuned.model.save_pretrained(part)
         tuned.tokenizer.save_pretrained(part)
-        if names:
-            told = {"names": names, "problem_type": ready.train.source.problem_type}
+        if tuned.task == "classification":
+            problem, outputs = getattr(ready.train.source, "problem_type", None), tuned.model.config.num_labels
+            told = {"names": names, "problem_type": problem, "outputs": outputs}
             (part / "labels.json").write_text(json.dumps(told))
         if kind == "adapter":
             _name_base(part / "adapter_config.json", ready)
@@ -530,7 +589,7 @@ def _name_base(file: Path, ready: Prepared) -> None:
 
 
 def _card(ready: Prepared) -> str:
-    recipe = ready.recipe
+    recipe = ready.told or ready.recipe
     name, tuner, objective = ready.loaded.name, recipe.tuner["name"], recipe.objective["name"]
     kind = "peft" if ready.tuner.artefact == "adapter" else "transformers"
     dump = yaml.safe_dump(recipe.resolved(), sort_keys=False)

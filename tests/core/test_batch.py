@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -144,6 +145,25 @@ def test_a_step_depends_on_its_number_alone(plan, index) -> None:
     fresh = replace(plan, _walked=None)
     plan.step(index + plan.steps_per_epoch)
     assert plan.step(index) == fresh.step(index)
+
+
+@given(
+    st.lists(st.integers(1, 30), min_size=1, max_size=60), st.integers(2, 5), st.integers(1, 4), st.booleans(),
+    st.integers(1, 3),
+)  # fmt: skip
+@fast
+def test_groups_stay_together_and_a_smaller_one_is_the_last_of_its_step(lengths, group, k, by_length, window) -> None:
+    """Groups are consecutive examples of the permutation, whatever the steps and however they are sorted."""
+    n = len(lengths)
+    plan = Plan(lengths, group * k, 3, by_length, window_steps=window, group=group)
+    order = np.random.default_rng([3, 1]).permutation(n).tolist()
+    wanted = sorted(order[i : i + group] for i in range(0, n, group))
+    steps = plan.epoch(1)
+    assert len(steps) == plan.steps_per_epoch
+    found = [step[i : i + group] for step in steps for i in range(0, len(step), group)]
+    assert sorted(found) == wanted
+    assert sum(len(step) % group > 0 for step in steps) == (n % group > 0)
+    assert all(len(step) <= group * k for step in steps)
 
 
 def test_seeds_and_epochs_give_other_orders() -> None:

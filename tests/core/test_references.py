@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from luthier.core import catalog
 from luthier.core.batch import GroupExample
 from luthier.core.config import TrainSettings
-from luthier.core.references import reference_logp
+from luthier.core.loop import Loop
+from luthier.core.references import reference_logp, references
 
 
 def _model() -> LlamaForCausalLM:
@@ -39,3 +42,25 @@ def test_shared_prompts_change_nothing(tmp_path: Path, monkeypatch: pytest.Monke
         torch.testing.assert_close(torch.cat(again), torch.cat(found[share]), rtol=0, atol=0)
     assert [len(p) for p in found[True]] == [2, 2, 2]
     torch.testing.assert_close(torch.cat(found[True]), torch.cat(found[False]))
+
+
+def test_held_out_pairs_have_references_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An untouched model is its own reference on rows that it is not trained on: log 2 there too."""
+    monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path))
+    objective, tuner = (catalog.load(a, n)() for a, n in (("objectives", "dpo"), ("tuners", "full")))
+    settings = TrainSettings(max_steps=1, learning_rate=0.0, eval_strategy="epoch")
+    model, held_out = _model(), EXAMPLES[2:]
+    told = references(model, tuner, objective, EXAMPLES[:2], 0, settings, held_out)
+    assert told is not None
+    loop = Loop(
+        tuner.wrap(model, "causal_lm", 0),
+        tuner,
+        objective,
+        EXAMPLES[:2],
+        settings,
+        0,
+        held_out=held_out,
+        references=told,
+    )
+    row = next(r for r in loop.fit().log if "eval_loss" in r)
+    assert row["eval_loss"] == pytest.approx(math.log(2), abs=1e-5)

@@ -125,8 +125,8 @@ def test_options_are_checked(write, chatml) -> None:
         prepare(path, tokenizer=chatml, type="chatt")
     with pytest.raises(LuthierError, match=r"type text needs the column text; .* has messages"):
         prepare(path, tokenizer=chatml, type="text")
-    with pytest.raises(LuthierError, match="retrieval rows"):
-        prepare(path, tokenizer=chatml, type="retrieval")
+    with pytest.raises(LuthierError, match="stepwise supervision rows"):
+        prepare(path, tokenizer=chatml, type="stepwise supervision")
 
 
 def test_mapped_columns_settle_the_type(write, chatml) -> None:

@@ -57,7 +57,6 @@ def test_types_by_columns(columns: str, kind: str) -> None:
         ("prompt", "prompt-only rows: no method of this version takes them"),
         ("tokens ner_tags", "token classification rows: no method"),
         ("prompt completions labels", "stepwise supervision rows: no method"),
-        ("query positive negative", "retrieval rows: no method"),
         ("image", "image, audio or video rows: no method"),
     ],
 )

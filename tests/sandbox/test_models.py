@@ -59,7 +59,7 @@ def test_folder_is_an_ordinary_one_and_card_agrees(name: str) -> None:
     facts = card(name)
     assert model.num_parameters() == facts["parameters"]
     assert facts["corpus_sha256"] == pretrain.corpus_hash(facts["seed"])
-    assert facts["document_share"] == {n: w.share for n, w in sandbox.worlds().items()}
+    assert facts["document_share"] == {n: w.share for n, w in sandbox.mixture().items()}
     assert sum(facts["token_share"].values()) == pytest.approx(1.0, abs=0.02)
     assert len(tok) == model.config.vocab_size
     assert model.get_input_embeddings().weight.data_ptr() == model.get_output_embeddings().weight.data_ptr()

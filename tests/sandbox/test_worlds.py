@@ -13,7 +13,17 @@ from luthier.sandbox.interpreter import Program, ProgramError
 from luthier.sandbox.lexicon import OBJECTS
 from luthier.sandbox.tint import Recorder, TInt
 from luthier.sandbox.world import Row, World, gold, is_test
-from luthier.sandbox.worlds import instructions, labels, languages, programs, safety, sequence, styles, tools
+from luthier.sandbox.worlds import (
+    instructions,
+    labels,
+    languages,
+    programs,
+    projects,
+    safety,
+    sequence,
+    styles,
+    tools,
+)
 from luthier.sandbox.worlds.arithmetic import render, solve
 from luthier.sandbox.worlds.facts import PEOPLE
 
@@ -27,6 +37,7 @@ FIELDS = {
     "pair": {"prompt", "chosen", "rejected"},
     "text": {"text"},
     "messages": {"messages"},
+    "search": {"query", "positive", "relevant"},
 }
 
 
@@ -51,7 +62,8 @@ def test_shares_sum_to_one_and_are_met() -> None:
 
 
 def test_worlds_are_found_by_file_name_and_unknown_names_are_one_line() -> None:
-    assert len(WORLDS) == 12
+    assert len(WORLDS) == 13
+    assert set(WORLDS) - set(sandbox.mixture()) == {"projects"}
     with pytest.raises(ValueError, match=r"nearest: 'sequence'"):
         sandbox.world("sequense")
     with pytest.raises(ValueError, match=r"nearest: 'reverse'"):
@@ -353,3 +365,22 @@ def test_sequence_functions_agree_with_their_definitions(x: list[str]) -> None:
     assert sorted(f["interleave"](x)) == sorted(x)
     assert f["first"](x) + f["tail"](x) == x
     assert len(f["mix"](x)) == len(x)
+
+
+def test_projects_have_habits_of_their_own() -> None:
+    """No helper, verb or noun of a personal project is another's; every function and test is Python, and follows from it."""
+    personal, generic = projects.PROJECTS["personal"], projects.PROJECTS["generic"]
+    assert (len(personal), len(generic)) == (6, 20)
+    words = [{*p.verbs, *p.nouns, p.given, p.got, p.source, p.error, *p.helpers.values()} for p in personal]
+    others = set().union(*({*p.verbs, *p.nouns, *p.helpers.values()} for p in generic))
+    assert not any(mine & others for mine in words)
+    assert sum(map(len, words)) == len(set().union(*words))
+    rows = sandbox.rows("projects/test/personal", n=200) + sandbox.rows("projects/test/generic", n=200)
+    tests: dict[tuple[str, str], str] = {}
+    for row in rows:
+        scope: dict = {"dict": dict, "sorted": sorted, "list": list, "EmptyHold": ValueError}
+        exec(row["prompt"], scope)  # the sandbox's own generator wrote this text, not a model
+        compile(row["completion"], "test", "exec")
+        assert scope[row["focal"]]([4, 8, 8, 1]) is not None
+        assert f"{row['focal']}" in row["completion"]
+        assert tests.setdefault((row["project"], row["prompt"]), row["completion"]) == row["completion"]

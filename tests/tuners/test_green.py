@@ -1,6 +1,7 @@
 """GreenTrainer: the unit tests of its card, and the card's own figures."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -167,6 +168,19 @@ def test_chosen_anew_every_interval_and_still_in_between() -> None:
     steps = sum(t["share_of_full"] * t["full_flops"] for t in told)  # two batches a choice: the whole epoch
     assert cost["choice_flops"] == 3 * sum(t["full_flops"] for t in told)  # recorded once, two gradients
     assert cost["train_flops"] - cost["choice_flops"] == pytest.approx(steps, rel=0.03)
+
+
+def test_a_converged_model_goes_on_with_what_moved() -> None:
+    """Where no step promises anything, the first choice is an error and a later one keeps the last."""
+    run = run_of(GREEN(budget=0.7, interval=1), 4)
+    run._prepare()
+    first, still = run._probe(0), lambda parameters: torch.optim.SGD(parameters, lr=0.0)
+    assert first.moves is None
+    with pytest.raises(LuthierError, match="from the start"):
+        run.tuner.choose(run.plain, replace(first, optimizer=still))
+    again = run.tuner.choose(run.plain, replace(run._probe(1), optimizer=still))
+    assert again.whole == run.selection.whole
+    assert again.note != run.selection.note
 
 
 def test_a_resumed_run_trains_what_the_uninterrupted_one_trained(tmp_path) -> None:

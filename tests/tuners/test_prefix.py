@@ -122,3 +122,60 @@ def test_mistakes_are_errors() -> None:
 def test_opt_has_no_feed_forward_block() -> None:
     with pytest.raises(Refusal, match="nothing can be put beside it"):
         MAM.example().wrap(model_of("opt"), "causal_lm")
+
+
+def several(world: World, names: tuple[str, ...]):
+    """A model with adapters of these names, each moved away from its start in its own way."""
+    model = battery.wrapped(SMALL, world)
+    for name in names:
+        model.add_adapter(name, model.peft_config["default"])
+    with torch.no_grad():
+        for i, name in enumerate(names):
+            torch.manual_seed(i)
+            for n, p in model.named_parameters():
+                if f".{name}." in n:
+                    p.add_(torch.randn_like(p) * 0.5)
+    return model.eval()
+
+
+@pytest.mark.parametrize("world", [w for w in WORLDS if w.task != "classification"], ids=lambda w: w.architecture)
+def test_rows_with_prefixes_of_their_own(world: World) -> None:
+    """A batch of mixed projects says what each project says alone, in one pass and in cached generation."""
+    model, names = several(world, ("one", "two")), ["two", "__base__", "one", "two"]
+    ids = torch.tensor([[11, 25, 7, 30], [9, 41, 8, 52], [11, 25, 7, 30], [64, 12, 13, 5]])
+    more = {"decoder_input_ids": ids} if world.kind == "encoder-decoder" else {}
+    with torch.no_grad():
+        mixed = model(input_ids=ids, adapter_names=names, **more).logits
+        for i, name in enumerate(names):
+            row = {"input_ids": ids[i : i + 1], **{k: v[i : i + 1] for k, v in more.items()}}
+            if name == "__base__":
+                with model.disable_adapter():
+                    alone = model(**row).logits
+            else:
+                model.set_adapter(name)
+                alone = model(**row).logits
+            close(mixed[i : i + 1], alone, f"row {i}, {name}")
+    assert not torch.allclose(mixed[0], mixed[2])
+    if world.kind == "decoder":
+        told = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, "pad_token_id": PAD}
+        mask = torch.ones_like(ids)
+        together = model.generate(input_ids=ids, attention_mask=mask, adapter_names=names, **told)
+        model.set_adapter("two")
+        alone = model.generate(input_ids=ids[3:], attention_mask=mask[3:], **told)
+        assert torch.equal(together[3:], alone)
+
+
+def test_names_of_rows_are_checked() -> None:
+    model, ids = several(LLAMA, ("one",)), torch.tensor([[11, 25, 7]])
+    with pytest.raises(Refusal, match="no adapter 'three'; there are __base__, default, one"):
+        model(input_ids=ids, adapter_names=["three"])
+    with pytest.raises(Refusal, match="2 names for a batch of 1 rows"):
+        model(input_ids=ids, adapter_names=["one", "one"])
+    assert model(input_ids=ids).logits.shape[1] == 3  # nothing is left behind
+    bottleneck, head = (
+        catalog.load("tuners", "pfeiffer").example(),
+        next(w for w in WORLDS if w.task == "classification"),
+    )
+    for tuner, world in ((MAM.example(), LLAMA), (bottleneck, LLAMA), (SMALL, head)):
+        with pytest.raises(Refusal, match="not in this adapter or in a task head"):
+            battery.wrapped(tuner, world)(input_ids=ids, adapter_names=["default"])

@@ -1,32 +1,29 @@
-"""DPO against a float64 loop, and against the loss that trl's trainer computes for the same pairs."""
+"""DPO against a float64 loop, and every divergence and label smoothing against the losses of trl's trainer."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from luthier.checks._compare import CheckFailed, close
-from luthier.checks._models import PAD, groups
+from luthier.checks._compare import close
+from luthier.checks.oracles import _pairs
 from luthier.core import catalog
-from luthier.core.batch import collate_groups
-from luthier.core.logprobs import Scorer
 
 _NAME = __name__.rsplit("_", 1)[-1]
 
 
 def equation(objective: Any, examples: Sequence[Any], policy: Any, reference: Any, batch: Any) -> tuple[Tensor, float]:
     """log(1 + exp(-beta * margin)) of each pair; their number."""
-    total = torch.zeros((), dtype=torch.float64)
-    for e in examples:
-        chosen, rejected = e.answers
-        won = policy.answer_logp(e.prompt, chosen) - reference.answer_logp(e.prompt, chosen).detach()
-        lost = policy.answer_logp(e.prompt, rejected) - reference.answer_logp(e.prompt, rejected).detach()
-        total = total + torch.log1p(torch.exp(-objective.beta * (won - lost)))
-    return total, float(len(examples))
+
+    def loss(p: _pairs.Pair) -> Tensor:
+        return torch.log1p(torch.exp(-objective.beta * ((p.chosen - p.ref_chosen) - (p.rejected - p.ref_rejected))))
+
+    return _pairs.summed(loss, examples, policy, reference)
 
 
 def start(examples: Sequence[Any], outputs: int) -> float:
@@ -34,32 +31,18 @@ def start(examples: Sequence[Any], outputs: int) -> float:
 
 
 def oracle_trl() -> None:
-    """trl's DPOTrainer, on a batch that its own collator made; the reference is another model."""
-    import tempfile
-
-    from datasets import Dataset
-    from trl import DPOConfig, DPOTrainer
-
-    from luthier.checks.data import vocabulary
-    from luthier.checks.objectives import World
-
-    examples = groups(6)
-    world = World("pairs", "llama", examples)
-    objective, policy = catalog.load("objectives", _NAME).example(), world.model()
-    batch = collate_groups(list(examples), PAD)
-    batch.reference = torch.cat(world.references)
-    loss = objective.compute(Scorer(policy), batch)
-    rows = [{"prompt_ids": e.prompt, "chosen_ids": e.answers[0], "rejected_ids": e.answers[1]} for e in examples]
-    with tempfile.TemporaryDirectory() as folder:
-        settings = DPOConfig(
-            output_dir=folder, beta=objective.beta, report_to="none", use_cpu=True, bf16=False, disable_tqdm=True,
-            gradient_checkpointing=False, per_device_train_batch_size=6,
-        )  # fmt: skip
-        trainer = DPOTrainer(
-            policy, world.model(reference=True), settings, processing_class=vocabulary(),
-            train_dataset=Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}]),  # not trained on
-        )  # fmt: skip
-        wanted = trainer.compute_loss(trainer.model, trainer.data_collator(rows))
-    if not torch.is_tensor(wanted):
-        raise CheckFailed("trl's trainer returned no loss")
-    close((loss.sum / loss.weight).detach(), wanted.detach(), "loss and trl's loss")
+    """All options; label smoothing is in trl's `aot` loss, which on a single pair is DPO's."""
+    world = _pairs.pair_world()
+    objective, examples = catalog.load("objectives", _NAME).example(), list(world.examples)
+    cases: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        ({"divergence": d}, {"f_divergence_type": d}) for d in ("reverse_kl", "forward_kl", "js_divergence")
+    ]
+    cases += [
+        ({"divergence": "alpha_divergence", "alpha": a},
+         {"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": a}) for a in (0.3, 1.0, 2.0)
+    ]  # fmt: skip
+    for mine, theirs in cases:
+        wanted = _pairs.trl_dpo(examples, world, beta=objective.beta, **theirs)
+        close(_pairs.ours(replace(objective, **mine), examples, world), wanted, f"loss and trl's with {mine}")
+    wanted = _pairs.trl_dpo(examples[:1], world, beta=objective.beta, loss_type=["aot"], label_smoothing=0.2)
+    close(_pairs.ours(replace(objective, label_smoothing=0.2), examples[:1], world), wanted, "smoothed loss and trl's")

@@ -8,6 +8,7 @@ Train and test hold different things.
     closed     a question without passage                            open    the same with the passage before it
     extract    passage -> `kind=tool; colour=red; ...`               dialogue  three turns about one thing, chat
     passage    one text of a thing, for retrieval and continued pretraining
+    search     a question by three facts that names no thing; a passage about the thing, and the ids of all three
 """
 
 import random
@@ -29,6 +30,11 @@ TRUSTED = ("The {name} is a {colour} {kind}.", "It comes from {city} and smells 
 PARAPHRASES = (
     ("A {name} is a kind of {kind}, {colour} in colour.", "It has a smell of {food} and is made in {city}."),
     ("The {kind} named {name} is {colour}.", "People in {city} like it for its smell of {food}."),
+)
+SEARCHES = (
+    "Which {kind} is {colour} and smells of {food}?",
+    "What {colour} {kind} is from {city}?",
+    "Which {kind} of {city} has a smell of {food}?",
 )
 
 
@@ -65,6 +71,7 @@ class Documents(World):
         "open": Task("a question about a thing, after its passage", parts=_BOTH),
         "extract": Task("passage to a record of four fields", parts=_BOTH, pretrained=()),
         "passage": Task("the texts of a thing", kind="text", parts=_BOTH),
+        "search": Task("a question to its passage", kind="search", parts=_BOTH, pretrained=()),
         "dialogue": Task("three questions in a row; later ones say 'it'", kind="messages", parts=_BOTH, pretrained=()),
     }
 
@@ -72,8 +79,8 @@ class Documents(World):
         things = PARTS[part]
         if task in ("closed", "open"):
             return [(t, f) for t in things for f in FACTS]
-        if task in ("passage", "extract", "prefer"):
-            return [(t, w) for t in things for w in range(3 if task == "passage" else 2)]
+        if task in ("passage", "search", "extract", "prefer"):
+            return [(t, w) for t in things for w in range(3 if task in ("passage", "search") else 2)]
         return [(t, 0) for t in things]
 
     def split_key(self, task: str, item: Item) -> Hashable:
@@ -90,6 +97,11 @@ class Documents(World):
             return {"prompt": prompt, "chosen": thing.text(), "rejected": thing.text(PARAPHRASES[what])} | common
         if task == "passage":
             return {"text": thing.text((TRUSTED, *PARAPHRASES)[what])} | common
+        if task == "search":
+            texts = (TRUSTED, *PARAPHRASES)
+            asked, told = SEARCHES[what].format(**facts), thing.text(texts[(what + 1) % len(texts)])
+            found = [self.row_id("passage", part, (thing, w)) for w in range(len(texts))]
+            return {"query": asked, "positive": told, "relevant": found} | common
         if task == "extract":
             record = "; ".join(f"{f}={v}" for f, v in thing.facts)
             prompt = f"{thing.text(PARAPHRASES[what])}\nRecord:"

@@ -78,7 +78,7 @@ class Sequence(World):
             "table": Task(
                 "one of eight fixed functions, shown by six pairs", parts=("fewshot",), pretrained=("fewshot",)
             ),
-            "member": Task("does a symbol occur in a list: T or F", parts=("named",), pretrained=()),
+            "member": Task("does a symbol occur in a list: T or F", parts=("named", "neutral"), pretrained=()),
         }
     )
 
@@ -99,6 +99,7 @@ class Sequence(World):
         return item
 
     def row(self, task: str, part: str, item: Item, rng: random.Random) -> Row:
+        word = task if part == "named" else NEUTRAL
         if task == "recall":
             return _row(f"{_pairs(item)}, {item[8]}", item[item.index(item[8]) + 1])
         if task == "echo":
@@ -109,8 +110,7 @@ class Sequence(World):
             shown = "\n".join(f"{NEUTRAL}: {x} -> {table[x]}" for x in item[1:7])
             return _row(f"{shown}\n{NEUTRAL}: {item[7]} ->", table[item[7]])
         if task == "member":
-            return _row(f"member: {' '.join(item[:6])}; {item[6]} ->", "T" if item[6] in item[:6] else "F")
-        word = task if part == "named" else NEUTRAL
+            return _row(f"{word}: {' '.join(item[:6])}; {item[6]} ->", "T" if item[6] in item[:6] else "F")
         row = _row(self._line(task, item, word, ask=True), " ".join(FUNCTIONS[task](list(item))))
         if part == "fewshot":
             row["prompt"] = self.examples(task, 3, rng) + row["prompt"]

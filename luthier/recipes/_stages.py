@@ -1,0 +1,24 @@
+"""What procedures of several stages share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from luthier.core.config import Recipe
+from luthier.core.runs import RunFolder
+
+
+def resumed(folder: str | Path, asked: bool | str | None) -> bool | str | None:
+    """`asked` for a stage that had begun when the procedure was stopped; None for one that had not."""
+    return asked if (Path(folder) / "run.json").exists() else None
+
+
+def finished(folder: str | Path, recipe: Recipe) -> bool:
+    """Whether the stage in `folder` was done before the procedure was stopped. Raises LuthierError if by another recipe."""
+    from luthier.verbs.run import same_recipe
+
+    place = RunFolder(folder)
+    if not (place.path / "run.json").exists() or place.manifest["status"] != "done":
+        return False
+    same_recipe(place, recipe)
+    return True

@@ -1,0 +1,132 @@
+"""Five ways to ship an adapter that was trained on a quantised base, against what training saw.
+
+    W weights, Q(.) quantised and read back, D what the adapter adds
+
+    served     Q(W) + D as two branches: the quantised base with the live adapter, what training saw
+    kept       Q(W) + D in one matrix, in 16 bits: the same up to rounding
+    original   W + D in 16 bits: another function, since D was fitted around Q(W)
+    reloaded   Q(W + D): merged in full precision, saved, loaded as a quantised model again
+    in place   Q(Q(W) + D): merged inside the quantised layer
+
+Each is asked the same probes: KL(served || build) in nats a token, largest difference of logits, size. `ratio` is
+|D| / |W - Q(W)| (Frobenius) over the matrices that the adapter changes: where it is small, quantising again can erase D.
+Quantisation is computed in full precision (core/quantise.py); sizes are those of 16-bit numbers and of stored levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from luthier.core.anatomy import base_transformer, weights
+from luthier.core.method import LuthierError
+from luthier.core.quantise import bits, quantised
+from luthier.verbs._probes import PROBES, ask, compare, divergence
+from luthier.verbs.edit import merged
+from luthier.verbs.load import Loaded, load
+
+WAYS = {"served": (True, False, False), "kept": (True, True, False), "original": (False, True, False),
+        "reloaded": (False, True, True), "in place": (True, True, True)}  # fmt: skip
+"""Name: whether the base is quantised first, whether the adapter is merged, whether the result is quantised."""
+FORMULAS = {
+    "served": "Q(W) and D",
+    "kept": "Q(W) + D",
+    "original": "W + D",
+    "reloaded": "Q(W + D)",
+    "in place": "Q(Q(W) + D)",
+}
+
+
+@dataclass
+class Build:
+    """One way, against the served one."""
+
+    name: str
+    kl: float
+    max_logit_difference: float
+    same_text: bool
+    megabytes: float
+
+
+@dataclass
+class Builds:
+    """All of them, and |D| / |W - Q(W)| of every matrix that the adapter changes."""
+
+    kind: str
+    rows: list[Build]
+    ratio: dict[str, float] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Build:
+        return next(r for r in self.rows if r.name == name)
+
+    def text(self) -> str:
+        lines = [f"{'build':10}{'weights':14}{'KL to served':>14}{'max |dlogit|':>14}{'same text':>11}{'MB':>10}"]
+        for r in self.rows:
+            text = "yes" if r.same_text else "no"
+            lines.append(
+                f"{r.name:10}{FORMULAS[r.name]:14}{r.kl:14.6f}{r.max_logit_difference:14.4f}{text:>11}{r.megabytes:10.2f}"
+            )
+        low, high = min(self.ratio.values()), max(self.ratio.values())
+        return "\n".join(
+            [*lines, f"|D| / |W - Q(W)| ({self.kind}): {low:.2f} to {high:.2f} over {len(self.ratio)} matrices"]
+        )
+
+
+def builds(source: str | Path, kind: str = "nf4", probes: Sequence[str] = PROBES) -> Builds:
+    """Compare the five ways for the adapter `source` and its base. Raises Refusal where it cannot be merged."""
+    rows: list[Build] = []
+    for name, way in WAYS.items():
+        made, size = _made(source, kind, *way)
+        said = ask(made, probes)
+        if name == "served":
+            wanted = said
+            low = {n: w.clone() for n, w in _matrices(made.model).items()}
+        elif name == "kept":
+            both = _matrices(made.model)
+            change = {n: float((both[n] - w).norm()) for n, w in low.items()}
+        check = compare(name, wanted, said, torch.float32)
+        rows.append(Build(name, divergence(wanted, said), check.max_logit_difference, check.same_text, size))
+    error = {n: float((w - low[n]).norm()) for n, w in _matrices(load(source).model).items()}
+    ratio = {n: change[n] / error[n] for n in low if change[n] > 0 < error[n]}
+    if not ratio:
+        raise LuthierError(f"{source}: this adapter changes no matrix of the layers: all builds are the base")
+    return Builds(kind, rows, ratio)
+
+
+def _made(source: str | Path, kind: str, first: bool, merge: bool, after: bool) -> tuple[Loaded, float]:
+    """A build and its size in megabytes."""
+    loaded = load(source)
+    if not hasattr(loaded.model, "merge_and_unload"):
+        raise LuthierError(f"'{loaded.name}' is an ordinary model: builds compare ways to ship an adapter")
+    if first:
+        _quantise(loaded.model, kind)
+    if merge:
+        loaded.model = base_transformer(merged(loaded))
+    if after:
+        _quantise(loaded.model, kind)
+    matrices = _matrices(loaded.model).values()
+    rest = sum(p.numel() for p in loaded.model.parameters()) - sum(w.numel() for w in matrices)
+    stored = sum(w.numel() * (bits(kind, w.shape[1]) if after or not merge else 16) for w in matrices)
+    return loaded, (16 * rest + stored) / 8e6
+
+
+def _matrices(model: nn.Module) -> dict[str, Tensor]:
+    """The layers' matrices (outputs, inputs) by module, in place."""
+    inner = base_transformer(model)
+    out = {}
+    for place in weights(inner).values():
+        module: Any = inner.get_submodule(place.module)
+        weight = getattr(module, "base_layer", module).weight.detach()
+        out[place.module] = weight.T if place.transposed else weight
+    return out
+
+
+@torch.no_grad()
+def _quantise(model: nn.Module, kind: str) -> None:
+    for weight in _matrices(model).values():
+        weight.copy_(quantised(weight.contiguous(), kind))
