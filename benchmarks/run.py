@@ -1,6 +1,6 @@
 """All benchmarks: each contender in a fresh process, in turns, and a table of ratios. `make bench` runs this.
 
-    python -m benchmarks.run [--quick] [--threads 1 2] [--repeats 3] [--only sft dpo overhead packing decoding]
+    python -m benchmarks.run [--quick] [--threads 1 2] [--repeats 3] [--only sft dpo modules ...]
 
 Speed is compared within a repeat, where contenders run one after the other (A B C, A B C, ...): a ratio is the median
 over repeats, with the smallest and the largest in brackets. With one thread the clock is the CPU time of the process,
@@ -35,7 +35,8 @@ CONTENDERS = {
 }
 TARGETS = {("sft", "trl", ""): 4.0, ("sft", "transformers", ""): 1.8, ("dpo", "trl", "stored"): 5.0}
 SIZES = {
-    "sft": (12, 8), "dpo": (8, 4), "overhead": (12, 8), "packing": (2, 8), "decoding": (48, 16), "edits": (17, 1)
+    "sft": (12, 8), "dpo": (8, 4), "overhead": (12, 8), "packing": (2, 8), "decoding": (48, 16), "edits": (17, 1),
+    "layer_cache": (6, 8), "modules": (16, 4),
 }  # fmt: skip
 """(optimiser steps, examples a step) of each benchmark; of decoding (new tokens, rows), of edits (layers, 1)."""
 
@@ -63,7 +64,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a tiny model and few steps: does it run, not how fast")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--only", nargs="+", default=["sft", "dpo", "overhead", "packing", "decoding"])
+    parser.add_argument("--only", nargs="+", default=list(SIZES))
     parser.add_argument("--skip", nargs="*", default=[], help="contenders to leave out")
     parser.add_argument("--add", action="store_true", help="more repeats beside those that the results file holds")
     parser.add_argument("--out", type=Path, default=HERE / "results.json")
@@ -207,6 +208,7 @@ def table(found: dict[str, Any]) -> str:
         others = [c for c in CONTENDERS[name] if not c.startswith("luthier") and any(c in p for p in parts)]
         lines += [_comparison(name, other, stored, parts) for other in others]
     lines += [*_overheads(found["threads"]), *_decoding(found["threads"]), *_edits(found["threads"])]
+    lines += [*_modules(found["threads"]), *_layer_cache(found["threads"])]
     return "\n".join(lines)
 
 
@@ -269,6 +271,42 @@ def _edits(threads: dict[str, Any]) -> list[str]:
             f"| edit {name} over a copy | {' | '.join(cells)} | + {tensors:.1f} largest tensors | at most 1.5x |"
         )
     return lines
+
+
+def _modules(threads: dict[str, Any]) -> list[str]:
+    """Step time of modules over LoRA's, and of parts over full's, a column a number of threads."""
+    told = {t: part["modules"] for t, part in threads.items() if "modules" in part}
+    lines: list[str] = []
+    for key, base, what in (("modules", "LoRA", "as many parameters"), ("parts", "full fine-tuning", "the same model")):
+        head = [
+            f"step time over {base}, {what}",
+            *(f"{t} thread{'s' * (t != '1')}" for t in told),
+            "operations",
+            "trained",
+        ]
+        lines += ["", f"| {' | '.join(head)} |", "|---" * len(head) + "|"] if told else []
+        rows = [part[key][1:] for part in told.values()]
+        for same in zip(*rows, strict=True):
+            cells = ["{:.2f} ({:.2f} to {:.2f})".format(*r["ratio"]) for r in same]
+            extra = [
+                f"; choosing costs {r['choice_steps']:.1f} steps once" if r.get("choice_steps") else "" for r in same
+            ]
+            cells = [a + b for a, b in zip(cells, extra, strict=True)]
+            lines.append(
+                f"| {same[0]['tuner']} | {' | '.join(cells)} | {same[0]['flops_ratio']:.2f} | {same[0]['trained']:,} |"
+            )
+    return lines
+
+
+def _layer_cache(threads: dict[str, Any]) -> list[str]:
+    """Step time without kept layers over that with them."""
+    lines: list[str] = []
+    for t, part in threads.items():
+        for row in part.get("layer_cache", {}).get("rows", ()):
+            title = f"kept layers, {row['moves']} moves, {t} thread{'s' * (t != '1')}"
+            ratios = f"{row['ratio']:.2f}x (first epoch {row['first_epoch_ratio']:.2f}x)"
+            lines.append(f"| {title} | {ratios} | {row['flops_ratio']:.2f}x fewer operations |")
+    return ["", "| layer cache | steps faster | |", "|---|---|---|", *lines] if lines else []
 
 
 if __name__ == "__main__":
