@@ -35,7 +35,7 @@ from luthier.objectives._family import TokenLogp, TokenObjective
 class MorePair(TokenObjective):
     paper: ClassVar[str] = "arXiv:2404.12636"
     cards: ClassVar[tuple[int, ...]] = (50,)
-    rows: ClassVar[tuple[str, ...]] = ("repair",)
+    rows: ClassVar[tuple[str, ...]] = ("repairs",)
 
     guidance: float = 1.0
     ratio: float = 0.0

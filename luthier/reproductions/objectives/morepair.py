@@ -14,7 +14,7 @@ from luthier import sandbox
 from luthier.core.config import TrainSettings
 from luthier.core.subject import Subject
 from luthier.data.chat import Chat
-from luthier.data.repair import Repair
+from luthier.data.repairs import Repairs as RepairRows
 from luthier.decoding.nucleus import Nucleus
 from luthier.evaluation.code_tests import pass_at_k
 from luthier.objectives.morepair import MorePair
@@ -65,7 +65,7 @@ class Repairs(Experiment):
                 SFT(),
                 self.steps,
             ),
-            "both": (Repair(), pairs, MorePair(), self.steps),
+            "both": (RepairRows(), pairs, MorePair(), self.steps),
         }
         out: Row = self.score("base", base, tokenizer, test)
         for name, (kind, told, objective, steps) in arms.items():

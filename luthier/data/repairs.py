@@ -1,4 +1,4 @@
-"""Repair: a faulty program with its repair, and the repair again with the reason for it.
+"""Repairs: a faulty program with its repair, and the repair again with the reason for it.
 
 in      prompt (the task, the faulty program, the request), repair, guided_repair (the repair with its rationale, in
         whatever order); texts or messages. Optional tools.
@@ -19,7 +19,7 @@ from luthier.data._family import GroupRows, needed
 
 
 @dataclass(frozen=True)
-class Repair(GroupRows):
+class Repairs(GroupRows):
     paper: ClassVar[str] = "arXiv:2404.12636"
     cards: ClassVar[tuple[int, ...]] = (50,)
     detected: ClassVar[bool] = True
