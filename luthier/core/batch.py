@@ -182,6 +182,16 @@ class Batch:
             row = row.new_empty(n).index_put((number.flatten()[self.source],), row[self.owner])
         return place.where(self.mask, -1), row[number.clamp(min=0)].where(self.mask, -1)
 
+    def of_answers(self, kept: Tensor) -> Batch:
+        """The same tokens, of which only those of the answers `kept` (A,) are scored; `extras["scored"]` says which."""
+        assert self.source is not None and self.target is not None and self.owner is not None
+        at = kept[self.owner].nonzero()[:, 0]
+        number = kept.long().cumsum(0) - 1
+        of_token = {k: v[at] for k in ("source", "target", "weights") if (v := getattr(self, k)) is not None}
+        of_answer = {k: v[kept] for k in ("rows", "scores", "reference") if (v := getattr(self, k)) is not None}
+        changed: dict[str, Any] = of_token | of_answer
+        return replace(self, owner=number[self.owner[at]], extras={**self.extras, "scored": at}, **changed)
+
     def to(self, device: torch.device | str) -> Batch:
         moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, **moved)

@@ -25,8 +25,10 @@ from luthier.data._detection import detect, named, row_types
 from luthier.data._reading import Rejected, RowTable, read
 from luthier.data._words import nearest
 
-DATA_VERSION = 1  # raised when the same rows and options give other examples: older caches are then not used
+DATA_VERSION = 2  # raised when the same rows and options give other examples: older caches are then not used
 _CHUNK = 1000
+OBJECTIVE = "objective"
+"""Column of any row type that says which part of a mixed objective a row is for: a name or several; none: all."""
 
 
 @dataclass
@@ -255,6 +257,7 @@ def _built(
             raise LuthierError(f"data: {nearest('column', column, table.columns)}")
     examples: list[Example] = []
     marks: Counter[str] = Counter()
+    divided = any(row.get(OBJECTIVE) is not None for row in table.rows)
     for start in range(0, len(table), _CHUNK):
         rows = table.rows[start : start + _CHUNK]
         indices = range(start, start + len(rows))
@@ -264,6 +267,8 @@ def _built(
             else:
                 if keep:
                     result.example.extras = {**result.example.extras, **{k: table.rows[i].get(k) for k in keep}}
+                if divided:
+                    result.example.extras[OBJECTIVE] = table.rows[i].get(OBJECTIVE)
                 examples.append(result.example)
                 marks.update(result.marks)
     report.truncated, report.answers_cut = marks.pop("cut", 0), marks.pop("answer cut", 0)

@@ -1,4 +1,4 @@
-"""Repair: a faulty program with its repair, and the repair again with the reason for it.
+"""Repairs: a faulty program with its repair, and the repair again with the reason for it.
 
 in      prompt (the task, the faulty program, the request), repair, guided_repair (the repair with its rationale, in
         whatever order); texts or messages. Optional tools.

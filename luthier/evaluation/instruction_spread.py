@@ -8,8 +8,8 @@ The standard deviation is over the wordings of a task, never over tasks.
     prompts  column: one question in every wording, in the same order in all rows of a task; without it, `prompt` alone
     task     column: the rows whose wordings belong together; without it, all
     seen     column: which wordings tuning has shown, one true or false for each
-    max_new_tokens, stop   of answers that are generated and must equal the reference (case, punctuation and articles aside);
-                           rows with choices are ranked by log-probability instead
+    max_new_tokens, stop   of answers that are generated; rows with choices are ranked by log-probability instead
+    exact    a generated answer must equal the reference to the letter; else case, punctuation and articles are set aside
     delimiter  stands between prompt and choice unless either brings its own blank
 Chance:     that of the task; 0 for the spread of a model that does not read instructions.
 Cost:       one generation, or one forward per choice, for each wording.
@@ -39,6 +39,7 @@ class InstructionSpread(Scorer):
     sample: ClassVar[str] = "accuracy"
     max_new_tokens: int = 32
     stop: tuple[str, ...] = ()
+    exact: bool = False
     delimiter: str = " "
 
     def ask(self, subject: Subject, items: Sequence[Item], base: Answers | None = None) -> Answers:
@@ -66,7 +67,10 @@ class InstructionSpread(Scorer):
     def _write(self, subject: Subject, items: Sequence[Item]) -> tuple[list[bool], list[str]]:
         need(items, "reference", self.name)
         said = subject.generate([i.prompt for i in items], self.max_new_tokens, self.stop)
-        return [any(same(a, s) for a in i.accepted) for i, s in zip(items, said, strict=True)], list(said)
+        return [any(self._equal(a, s) for a in i.accepted) for i, s in zip(items, said, strict=True)], list(said)
+
+    def _equal(self, gold: str, said: str) -> bool:
+        return gold.strip() == said.strip() if self.exact else same(gold, said)
 
     def _choose(self, subject: Subject, items: Sequence[Item]) -> tuple[list[bool], list[str]]:
         need(items, "choices", self.name)

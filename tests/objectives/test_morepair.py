@@ -100,7 +100,7 @@ def test_first_answers_keep_their_numbers() -> None:
 def test_rows() -> None:
     """Three columns; both answers end with a trained end token; a prompt alone is not trained."""
     tokenizer = vocabulary()
-    kind: Any = catalog.load("data", "repair")()
+    kind: Any = catalog.load("data", "repairs")()
     row = {"prompt": "fix: a - b ->", "repair": " a + b", "guided_repair": " a + b because the sign is wrong"}
     found: GroupExample = kind.encode(row, 0, tokenizer)
     assert [tokenizer.decode(a) for a in found.answers] == [f"{row[k]}<|end|>" for k in ("repair", "guided_repair")]
@@ -113,4 +113,4 @@ def test_rows() -> None:
 def test_detected_in_a_file(tmp_path: Any) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text('{"prompt": "fix a ->", "repair": " b", "guided_repair": " b as a is wrong"}\n')
-    assert data.prepare(str(file), tokenizer=vocabulary()).source.name == "repair"
+    assert data.prepare(str(file), tokenizer=vocabulary()).source.name == "repairs"
