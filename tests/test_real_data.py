@@ -240,6 +240,24 @@ def test_cranfield_is_written_whole_and_test_queries_train_nothing(tmp_path: Pat
     assert all(r["query"] == asked[r["query_id"]] and r["positive"] in {texts[d] for d in r["relevant"]} for r in rows)
 
 
+@with_data
+def test_quixbugs_rows_are_what_they_say() -> None:
+    """Held-out repairs pass their tests, faulty programs do not; every reason names what changes."""
+    from luthier.evaluation._runner import RunLimits, run
+
+    folder = Path(ENV["LUTHIER_QUIXBUGS"])
+    rows = {
+        part: [json.loads(s) for s in (folder / f"{part}.jsonl").read_text().splitlines()] for part in ("train", "test")
+    }
+    assert {k: len(v) for k, v in rows.items()} == {"train": 23, "test": 8}
+    for row in rows["test"]:
+        assert run(row["repair"], row["tests"], RunLimits(cpu_seconds=3)).ok
+        assert not run(row["prompt"], row["tests"], RunLimits(cpu_seconds=1)).ok
+    for row in rows["train"] + rows["test"]:
+        told = row["guided_repair"].removeprefix(row["repair"])
+        assert re.match(r"# because .*`.+`", told)
+
+
 TINY = {
     "data.limit": 24, "max_steps": 2, "logging_steps": 1, "evaluate.limit": 4,
     "per_device_train_batch_size": 4, "torch_threads": 1, "data.max_length": 64,
@@ -254,7 +272,8 @@ def test_recipes_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     experiment = real_data.EXPERIMENTS[name]
     if reason := real_data.missing(experiment, ENV):
         pytest.skip(reason)
-    monkeypatch.setenv("LUTHIER_MINILM", ENV.get("LUTHIER_MINILM", ""))
+    for place in real_data.PLACES:
+        monkeypatch.setenv(place, ENV.get(place, ""))
     env, folder, tiny = dict(ENV), tmp_path / "out", {**TINY, **experiment.tiny}
     if experiment.makes is not None:
         place, write = experiment.makes

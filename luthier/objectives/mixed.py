@@ -73,7 +73,7 @@ class Mixed(Objective):
     def example(cls) -> Self:
         first, second = (
             {"name": "sft", "answer": 0},
-            {"name": "sft", "label": "soft", "label_smoothing": 0.2, "weight": 0.5},
+            {"name": "sft", "label": "all", "weight": 0.5},
         )
         return cls(parts=(first, second), per_row=(4.0, 8.0))
 

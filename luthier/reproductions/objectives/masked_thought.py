@@ -41,7 +41,8 @@ class LongerSums(Experiment):
     asked: ClassVar[int] = 200
     setup = """nano-1m, which knows running sums modulo 10 of 2 to 4 numbers, tuned on chains for 5 to 8 numbers: 300 or 80 rows,
     250 steps of 16 rows, AdamW at 1e-3 with linear decay, the rate of holes growing over two thirds of the run; then 300 unseen
-    questions, and 200 chains whose question was changed. One pilot with seed 0 and 80 rows set the number of steps."""
+    questions, and 200 chains whose question was changed. One pilot with seed 0 and 80 rows set the number of steps; one with
+    300 rows and 500 steps left the masked model behind as well (0.93 against 0.97 on 150 questions)."""
 
     def measure(self, seed: int) -> Row:
         base, tokenizer = sandbox.load(self.model)
@@ -76,6 +77,12 @@ class LongerSums(Experiment):
             sums.append(str((int(steps[k - 1].left) + other) % 10))
         logp, _ = Subject(model, tokenizer).logp(prompts, sums)
         return float(np.exp(logp).mean())
+
+    def explanation(self, rows: list[Row]) -> str:
+        return (
+            "at this size, at equal steps, masking gives fewer right answers at every rate that was tried; and with or without "
+            "it the next sum follows the operand that the chain has written, hardly ever the one of the changed question"
+        )
 
     def claims(self, rows: list[Row]) -> list[Claim]:
         gap = mean(rows, "many_mask2") - mean(rows, "many_sft")
