@@ -51,6 +51,9 @@ def _value(column: str, row: int) -> Any:
         "completion": trained,
         "chosen": trained,
         "rejected": _said(TRAINED, row + 1, 4),
+        "completions": [_said(TRAINED, row + k, 2 + k) for k in range(4)],
+        "scores": [2.0, 1.0, 1.0, 0.0],
+        "ranks": [1, 2, 2, 3],
         "text": trained,
         "sentence1": trained,
         "segments": [
@@ -153,6 +156,9 @@ def check_trained_text(method: DataSource, world: World) -> None:
     for row, example in zip(world.rows(method), world.examples(method)):
         if isinstance(example, GroupExample):
             columns = [("chosen",), ("rejected",)] if "chosen" in row else [("completion",)]
+            if "completions" in row:
+                row = {str(k): answer for k, answer in enumerate(row["completions"])}
+                columns = [(k,) for k in row]
             parts: list[tuple[list[int], tuple[str, ...]]] = list(zip(example.answers, columns, strict=True))
         elif isinstance(example, SourceTargetExample):
             parts = [(example.target, ("target", "translation"))]
