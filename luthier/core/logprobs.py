@@ -297,6 +297,21 @@ class Scorer:
             for parameter, flag in moving:
                 parameter.requires_grad_(flag)
 
+    @contextmanager
+    def embedded(self, ids: Tensor, change: Callable[[Callable[[Tensor], Tensor]], Tensor]) -> Iterator[None]:
+        """While active, `ids` (B, T) go into the model as `change(table)` (B, T, D), `table` being its own embedding.
+
+        Whatever the model does with embeddings, scaling or positions, it does with these.
+        """
+        module = self.plain.get_input_embeddings()
+        table = module.forward
+
+        def forward(asked: Tensor) -> Tensor:
+            return change(table) if asked is ids or torch.equal(asked, ids) else table(asked)
+
+        with instead(module, forward):
+            yield
+
     def class_logits(self, batch: Batch) -> Tensor:
         """Logits (B, C) of a task head."""
         return self.model(**batch.inputs(self._mask_dtype())).logits
