@@ -170,14 +170,16 @@ def texts(n: int = 6, seed: int = 1) -> tuple[TextExample, ...]:
 
 @cache
 def groups(n: int = 4, answers: int = 2, seed: int = 2) -> tuple[GroupExample, ...]:
+    """Pairs, or groups of one to `answers` answers, best first, some of them with the same score."""
     rng = np.random.default_rng(seed)
-    return tuple(
-        GroupExample(
-            row, _words(rng, int(rng.integers(2, 6))), [_words(rng, int(rng.integers(2, 6))) for _ in range(answers)],
-            [float(answers - k) for k in range(answers)],
-        )
-        for row in range(n)
-    )  # fmt: skip
+    out = []
+    for row in range(n):
+        K = answers if answers <= 2 else 1 + (answers - 1 + row) % answers
+        prompt = _words(rng, int(rng.integers(2, 6)))
+        told = [_words(rng, int(rng.integers(2, 6))) for _ in range(K)]
+        scores = [float(K - k) if answers <= 2 else float((K - k) // 2) for k in range(K)]
+        out.append(GroupExample(row, prompt, told, scores))
+    return tuple(out)
 
 
 @cache

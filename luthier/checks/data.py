@@ -57,6 +57,9 @@ def _value(column: str, row: int) -> Any:
         "prompts": [_said(OTHER, row + k, 2 + k) + " " for k in range(2)],
         "repair": trained,
         "guided_repair": _said(TRAINED, row + 1, 4),
+        "completions": [_said(TRAINED, row + k, 2 + k) for k in range(4)],
+        "scores": [2.0, 1.0, 1.0, 0.0],
+        "ranks": [1, 2, 2, 3],
         "text": trained,
         "sentence1": trained,
         "segments": [
@@ -162,7 +165,9 @@ def check_trained_text(method: DataSource, world: World) -> None:
     tokenizer = world.tokenizer
     for row, example in zip(world.rows(method), world.examples(method)):
         if isinstance(example, GroupExample):
-            columns = [(c,) for c in ANSWERS if c in row]
+            if "completions" in row:
+                row = {str(k): answer for k, answer in enumerate(row["completions"])}
+            columns = [(c,) for c in (row if "0" in row else ANSWERS) if c in row]
             if example.given is not None:  # one answer after several prompts
                 columns *= len(example.given)
             trained = [a[g:] for a, g in zip(example.answers, example.given or [0] * len(columns), strict=True)]

@@ -185,7 +185,8 @@ def worlds(method: Objective) -> list[World]:
         if kind is GroupExample and answers < 0:
             found.append(World(f"{-answers} wordings", "llama", wordings(6, -answers)))
         elif kind is GroupExample:
-            found.append(World(f"groups of {answers}", "llama", groups(6, answers)))
+            label = f"groups of {answers}" if answers <= 2 else f"groups of 1 to {answers}"
+            found.append(World(label, "llama", groups(6, answers)))
         if kind is SourceTargetExample:
             found.append(World("encoder-decoder", "t5", sources_targets()))
     return found

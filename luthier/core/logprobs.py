@@ -323,6 +323,21 @@ class Scorer:
             return gather_logp(found, target), seen[0], _whole(found.index_select(0, at))
         return found[:, 0], seen[0], _whole(own(seen[0]))
 
+    @contextmanager
+    def embedded(self, ids: Tensor, change: Callable[[Callable[[Tensor], Tensor]], Tensor]) -> Iterator[None]:
+        """While active, `ids` (B, T) go into the model as `change(table)` (B, T, D), `table` being its own embedding.
+
+        Whatever the model does with embeddings, scaling or positions, it does with these.
+        """
+        module = self.plain.get_input_embeddings()
+        table = module.forward
+
+        def forward(asked: Tensor) -> Tensor:
+            return change(table) if asked is ids or torch.equal(asked, ids) else table(asked)
+
+        with instead(module, forward):
+            yield
+
     def class_logits(self, batch: Batch) -> Tensor:
         """Logits (B, C) of a task head."""
         return self.run(batch).logits

@@ -1,7 +1,9 @@
-"""The four shapes of objectives, so that a method file holds its loss and nothing else.
+"""The shapes of objectives, so that a method file holds its loss and nothing else.
 
 TokenObjective  loss of per-token log-probabilities                    (supervised fine-tuning and relatives)
 PairObjective   loss of summed log-probabilities of chosen and rejected (preference tuning)
+PointObjective  loss of single answers that were judged good or bad    (unpaired preference tuning)
+GroupObjective  loss of the log-probabilities of all answers of a prompt  (ranked answers)
 HeadObjective   loss of a task head's outputs                          (classification, regression)
 SearchObjective loss of scores of documents for queries                (retrieval, re-ranking)
 """
@@ -157,6 +159,139 @@ class PairObjective(Objective):
             "logps/chosen": (pair.chosen.detach().sum(), P),
             "logps/rejected": (pair.rejected.detach().sum(), P),
         }
+
+
+@dataclass(frozen=True)
+class PointLogp:
+    """Summed log-probabilities (A,) of judged answers under policy and reference, and which are good.
+
+    shared  (k,) what `statistic` gave over the whole step; zeros where no step was asked
+    """
+
+    logp: Tensor
+    ref: Tensor
+    good: Tensor
+    shared: Tensor
+
+    @property
+    def gain(self) -> Tensor:
+        """log pi / pi_ref (A,)."""
+        return self.logp - self.ref
+
+
+@dataclass(frozen=True)
+class PointObjective(Objective):
+    """Weight: the number of answers. A pair is a good answer, its chosen one, and a bad one."""
+
+    rows = ("unpaired", "preference")
+    reference = "answers"
+
+    def loss(self, points: PointLogp) -> Tensor:
+        """Loss (A,) of each answer."""
+        raise NotImplementedError
+
+    def weight(self, batch: Batch) -> float:
+        return float(batch.answers)
+
+    def compute(self, scorer: Scorer, batch: Batch) -> Loss:
+        assert batch.scores is not None and batch.group is not None
+        logp, ref = self.gains(scorer, batch)
+        first = torch.ones_like(batch.group, dtype=torch.bool)
+        first[1:] = batch.group[1:] != batch.group[:-1]
+        paired = torch.bincount(batch.group)[batch.group] == 2
+        good = torch.where(paired, first, batch.scores > 0)
+        shared = logp.new_zeros(1) if batch.shared is None else batch.shared.to(logp)
+        points = PointLogp(logp, ref, good, shared)
+        return Loss(self.loss(points).sum(), self.weight(batch), self.figures(points))
+
+    def gains(self, scorer: Scorer, batch: Batch) -> tuple[Tensor, Tensor]:
+        """log pi and log pi_ref (A,)."""
+        if batch.reference is None:
+            raise LuthierError(f"objective '{self.name}' needs reference log-probabilities, and none were computed")
+        logp = scorer.answer_logp(batch)
+        return logp, batch.reference.to(logp)
+
+    def figures(self, points: PointLogp) -> dict[str, tuple[Tensor, float]]:
+        """What is logged, under trl's names."""
+        gain, good = getattr(self, "beta", 1.0) * points.gain.detach(), points.good
+        return {
+            "rewards/chosen": (gain[good].sum(), float(good.sum())),
+            "rewards/rejected": (gain[~good].sum(), float((~good).sum())),
+            "logps/chosen": (points.logp.detach()[good].sum(), float(good.sum())),
+            "logps/rejected": (points.logp.detach()[~good].sum(), float((~good).sum())),
+        }
+
+
+@dataclass(frozen=True)
+class Group:
+    """The K answers of one prompt.
+
+    logp    (K,) summed log-probabilities
+    tokens  (K,) their tokens
+    scores  (K,) the higher the better
+    """
+
+    logp: Tensor
+    tokens: Tensor
+    scores: Tensor
+
+    @property
+    def means(self) -> Tensor:
+        """Log-probability a token (K,)."""
+        return self.logp / self.tokens
+
+    @property
+    def above(self) -> Tensor:
+        """(K, K): whether answer i is better than answer j."""
+        return self.scores[:, None] > self.scores[None]
+
+    @property
+    def best(self) -> int:
+        """The first of the answers with the highest score."""
+        return int(self.scores.argmax())
+
+
+@dataclass(frozen=True)
+class GroupObjective(Objective):
+    """Weight: the number of prompts. A pair is a group of two."""
+
+    rows = ("ranked", "preference")
+
+    def loss(self, group: Group) -> Tensor:
+        """Loss of one prompt."""
+        raise NotImplementedError
+
+    def weight(self, batch: Batch) -> float:
+        assert batch.group is not None
+        return float(batch.group[-1] + 1)
+
+    def compute(self, scorer: Scorer, batch: Batch) -> Loss:
+        assert batch.owner is not None and batch.group is not None
+        if batch.scores is None:
+            raise LuthierError(f"objective '{self.name}' needs answers with scores, and these have none")
+        logp = scorer.answer_logp(batch)
+        tokens = torch.bincount(batch.owner, minlength=batch.answers).to(logp)
+        sizes = torch.bincount(batch.group).tolist()
+        columns = (column.split(sizes) for column in (logp, tokens, batch.scores.to(logp)))
+        groups = [Group(*parts) for parts in zip(*columns, strict=True)]
+        losses = torch.stack([self.loss(group) for group in groups])
+        return Loss(losses.sum(), self.weight(batch), _assessment(groups))
+
+
+def _assessment(groups: list[Group]) -> dict[str, tuple[Tensor, float]]:
+    """How often better answers have the higher log-probability a token, and what that is."""
+    rows = []
+    for group in groups:
+        s, above = group.means.detach(), group.above
+        right = ((s[:, None] > s[None]) & above).sum() / above.sum().clamp(min=1)  # of this prompt's pairs
+        worse = above.any(0)
+        rows.append(torch.stack([right, above.any().to(s), s[group.best], s[worse].sum(), worse.sum().to(s)]))
+    right, asked, best, worse, n = torch.stack(rows).sum(0)
+    return {
+        "assessment/accuracy": (right, float(asked)),
+        "logps/best": (best, float(len(groups))),
+        "logps/worse": (worse, float(n)),
+    }
 
 
 @dataclass(frozen=True)

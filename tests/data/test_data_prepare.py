@@ -21,6 +21,7 @@ KINDS = {
     "text": {"text": "Once upon a time."},
     "preference": {"prompt": "Q", "chosen": " good", "rejected": " bad one"},
     "unpaired": {"prompt": "Q", "completion": " a", "label": True},
+    "ranked": {"prompt": "Q", "completions": [" a", " b c", " d"], "scores": [1, 0.5, 0]},
     "labelled": {"text": "good film", "label": "pos"},
     "parallel": {"source": "hello", "target": "salut"},
     "segments": {"segments": [{"text": "a b", "label": False}, {"text": " c", "label": True}]},
@@ -234,6 +235,9 @@ def test_preview_of_other_types(write, chatml) -> None:
         "prompt: Q\nchosen (score 1): [[ good</s>]]\nrejected (score 0): [[ bad one</s>]]"
     )
     assert shown(KINDS["unpaired"]) == "prompt: Q\nanswer 1 (score 1): [[ a</s>]]"
+    assert shown(KINDS["ranked"]) == (
+        "prompt: Q\nanswer 1 (score 1): [[ a</s>]]\nanswer 2 (score 0.5): [[ b c</s>]]\nanswer 3 (score 0): [[ d</s>]]"
+    )
     assert shown(KINDS["parallel"]) == "source: hello\ntarget: [[salut</s>]]"
     assert shown(KINDS["labelled"]) == "text: good film\nlabel: [[0]]"
     assert shown(KINDS["segments"]) == "a b[[ c]]"

@@ -27,6 +27,8 @@ from luthier.data.unpaired import Unpaired
         ("prompt chosen rejected", "preference"),
         ("chosen rejected score_chosen", "preference"),
         ("prompt completion label", "unpaired"),
+        ("prompt completions scores", "ranked"),
+        ("prompt completions ranks id", "ranked"),
         ("text label", "labelled"),
         ("text labels", "labelled"),
         ("sentence1 sentence2 label idx", "labelled"),

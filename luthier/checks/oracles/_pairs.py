@@ -73,21 +73,22 @@ def ours(objective: Any, examples: Sequence[GroupExample], world: World) -> Tens
     return (loss.sum / loss.weight).detach()
 
 
+PAIR_ROW = {"prompt": "a", "chosen": "b", "rejected": "c"}
+
+
 @contextmanager
 def trl_trainer(
-    trainer: Any, config: Any, world: World, with_reference: bool = False, **settings: Any
+    trainer: Any, config: Any, models: Sequence[Any], row: dict[str, Any], **settings: Any
 ) -> Iterator[Any]:
-    """A trainer of trl on a model of the world; it never trains."""
+    """A trainer of trl on a model and, where it takes one, a reference. It never trains; `row` is of its type."""
     from datasets import Dataset
 
-    row = {"prompt": "a", "chosen": "b", "rejected": "c"}
     with tempfile.TemporaryDirectory() as folder:
         told = config(
             output_dir=folder, report_to="none", use_cpu=True, bf16=False, disable_tqdm=True,
             gradient_checkpointing=False, per_device_train_batch_size=8, **settings,
         )  # fmt: skip
-        models = (world.model(), world.model(reference=True)) if with_reference else (world.model(),)
-        yield trainer(*models, args=told, processing_class=vocabulary(), train_dataset=Dataset.from_list([row]))
+        yield trainer(*models, args=told, processing_class=vocabulary(), train_dataset=Dataset.from_list([row] * 2))
 
 
 def trl_dpo(examples: Sequence[GroupExample], world: World, **settings: Any) -> Tensor:
@@ -95,7 +96,8 @@ def trl_dpo(examples: Sequence[GroupExample], world: World, **settings: Any) -> 
     from trl import DPOConfig, DPOTrainer
 
     rows = [{"prompt_ids": e.prompt, "chosen_ids": e.answers[0], "rejected_ids": e.answers[1]} for e in examples]
-    with trl_trainer(DPOTrainer, DPOConfig, world, with_reference=True, **settings) as trainer:
+    models = (world.model(), world.model(reference=True))
+    with trl_trainer(DPOTrainer, DPOConfig, models, PAIR_ROW, **settings) as trainer:
         loss = trainer.compute_loss(trainer.model, trainer.data_collator(rows))
     if not torch.is_tensor(loss):
         raise CheckFailed("trl's trainer returned no loss")
@@ -118,7 +120,7 @@ def trl_reference_free(trainer_of: Callable[[], tuple[Any, Any]], examples: Sequ
             f"{side}_input_ids": padded(ids, PAD), f"{side}_labels": padded(labels, IGNORED),
             f"{side}_attention_mask": padded([[1] * len(r) for r in ids], 0),
         }  # fmt: skip
-    with trl_trainer(*trainer_of(), world, max_length=64, **settings) as trainer, torch.no_grad():
+    with trl_trainer(*trainer_of(), (world.model(),), PAIR_ROW, max_length=64, **settings) as trainer, torch.no_grad():
         loss, metrics = trainer.get_batch_loss_metrics(trainer.model, batch, "train")
     return loss, metrics
 
