@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from luthier.checks._battery import when
 from luthier.checks._compare import CheckFailed, finite, require, same
 from luthier.core import catalog, config
 from luthier.core.loop import Interrupted, Loop, LoopCallback
@@ -133,12 +134,20 @@ def surroundings() -> dict[str, Any]:
     }
 
 
+def places(folder: Path) -> list[Path]:
+    """Run folders that a procedure ends in: its own, or one a cell of its comparison."""
+    if (folder / "run.json").exists():
+        return [folder]
+    return [folder / cell["run"] for cell in json.loads((folder / "compare.json").read_text())["cells"]]
+
+
 def weights(folder: Path) -> dict[str, Tensor]:
-    """Tensors of the tuned model, and of whatever else the procedure says it made (folders beside it with weights)."""
+    """Tensors of the tuned models, and of whatever else the procedure says it made (folders beside them with weights)."""
     out: dict[str, Tensor] = {}
-    for part in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("checkpoint-")):
-        for file in sorted(part.glob("*.safetensors")):
-            out |= {f"{part.name}/{name}": tensor for name, tensor in load_file(file).items()}
+    for place in places(folder):
+        for part in sorted(p for p in place.iterdir() if p.is_dir() and not p.name.startswith("checkpoint-")):
+            for file in sorted(part.glob("*.safetensors")):
+                out |= {f"{place.name}/{part.name}/{name}": tensor for name, tensor in load_file(file).items()}
     return out
 
 
@@ -148,9 +157,10 @@ def equal(a: Path, b: Path, what: str) -> None:
     require(x.keys() == y.keys(), f"{what}: other tensors were written")
     for name, tensor in x.items():
         same(tensor, y[name], f"{what}: {name}")
-    found = [json.loads((f / "results.json").read_text()) for f in (a, b)]
-    for key in ("base", "tuned", "paired"):
-        require(found[0][key] == found[1][key], f"{what}: '{key}' of results.json differs")
+    for pair in zip(places(a), places(b), strict=True):
+        found = [json.loads((f / "results.json").read_text()) for f in pair]
+        for key in ("base", "tuned", "paired"):
+            require(found[0][key] == found[1][key], f"{what}: '{key}' of results.json differs")
 
 
 def kept(told: Any, found: Any, at: str = "") -> None:
@@ -168,9 +178,18 @@ def kept(told: Any, found: Any, at: str = "") -> None:
 
 def check_complete(method: Any, world: World) -> None:
     """A run folder like any other: manifest, results, report, and a model that loads and is finite."""
+    if method.compares:
+        told = json.loads((world.whole.folder / "compare.json").read_text())
+        require(told["status"] == "done", f"the status of a finished comparison is '{told['status']}'")
+        require((world.whole.folder / "report.html").exists(), "report.html is missing")
+    for folder in places(world.whole.folder):
+        complete(folder)
+
+
+def complete(folder: Path) -> None:
+    """Raises CheckFailed unless `folder` is a whole run folder."""
     from luthier.verbs.load import load
 
-    folder = world.whole.folder
     manifest = json.loads((folder / "run.json").read_text())
     missing = [k for k in MANIFEST if k not in manifest]
     require(not missing, f"run.json does not tell {', '.join(missing)}")
@@ -178,7 +197,8 @@ def check_complete(method: Any, world: World) -> None:
     results = json.loads((folder / "results.json").read_text())
     for key in ("tasks", "base", "tuned", "paired", "cost"):
         require(bool(results.get(key)), f"results.json holds nothing under '{key}'")
-    for name in ("recipe.yaml", "metrics.jsonl", "report.html"):
+    own = ("metrics.jsonl",) if manifest["kind"] == "run" else ()  # else the runs inside have theirs
+    for name in ("recipe.yaml", "report.html", *own):
         require((folder / name).exists(), f"{name} is missing")
     require(manifest["artefact"]["path"] in ARTEFACTS, f"the artefact is called {manifest['artefact']['path']}")
     require((folder / manifest["artefact"]["path"]).is_dir(), "the folder of the artefact is missing")
@@ -222,6 +242,7 @@ def check_resumed(method: Any, world: World) -> None:
             equal(world.whole.folder, world.run(told, resume=True), f"stopped in loop {at + 1} of {len(loops)}")
 
 
+@when(lambda method: not method.compares)
 def check_repeat(method: Any, world: World) -> None:
     """The recipe.yaml of the run folder makes the same weights again."""
     with tempfile.TemporaryDirectory() as other:
@@ -233,9 +254,9 @@ def check_repeat(method: Any, world: World) -> None:
 def check_keys_kept(method: Any, world: World) -> None:
     """What the recipe sets is in the manifest, and is what the last loop ran by."""
     told = world.whole.told.model_dump(mode="json", exclude_unset=True)
-    for own in ("procedure", "stability", "output_dir"):
+    for own in ("procedure", "stability", "output_dir", *(("name",) if method.compares else ())):
         told.pop(own, None)
-    manifest = json.loads((world.whole.folder / "run.json").read_text())
+    manifest = json.loads((places(world.whole.folder)[-1] / "run.json").read_text())
     last = world.whole.steps[-1]
     require(last.seed == world.whole.told.seed, f"the last loop ran with seed {last.seed}")
     kept(told["train"], last.settings.model_dump(mode="json"), "train.")

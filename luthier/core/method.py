@@ -415,7 +415,12 @@ class Evaluator(Method):
 
 
 class Recipe(Method):
-    """Several runs in order: `procedure: NAME` in a recipe. No loss code and no loop of its own."""
+    """Several runs in order: `procedure: NAME` in a recipe. No loss code and no loop of its own.
+
+    compares  True if it ends in a comparison of many runs (compare.json) and not in one tuned model (run.json)
+    """
+
+    compares: ClassVar[bool] = False
 
     @classmethod
     def small(cls) -> dict[str, Any]:

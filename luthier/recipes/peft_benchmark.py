@@ -41,6 +41,7 @@ VARIANTS: dict[str, dict[str, Any]] = {"child_tuning": {"tuner.variant": "task_d
 class PeftBenchmark(Recipe):
     paper: ClassVar[str] = "arXiv:2312.12148"
     cards: ClassVar[tuple[int, ...]] = (60,)
+    compares: ClassVar[bool] = True
 
     methods: tuple[str, ...] = ("full", *REVIEW, *FURTHER)
     rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)

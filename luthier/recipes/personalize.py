@@ -38,6 +38,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import yaml
+
 import luthier
 from luthier.core import catalog, config, runs
 from luthier.core.config import Recipe as RunRecipe
@@ -187,6 +189,7 @@ class Personalize(Recipe):
             "base": {"name": recipe.model.model_name_or_path},
             "method": {"procedure": self.name, "title": entry.title.partition(": ")[0], "paper": entry.paper},
         })  # fmt: skip
+        runs.write_text(place.path / "recipe.yaml", yaml.safe_dump(recipe.resolved(), sort_keys=False))
 
     # -------------------------------------------------------------------------------------------------- runs
 
