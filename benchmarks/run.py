@@ -34,8 +34,8 @@ CONTENDERS = {
     "dpo": ("luthier", "luthier-stored", "trl", "trl-precomputed", "trl-shipped"),
 }
 TARGETS = {("sft", "trl", ""): 4.0, ("sft", "transformers", ""): 1.8, ("dpo", "trl", "stored"): 5.0}
-SIZES = {"sft": (12, 8), "dpo": (8, 4), "overhead": (12, 8), "packing": (2, 8), "edits": (17, 1)}
-"""(optimiser steps, examples a step) of each benchmark; for `edits`, layers of the checkpoints."""
+SIZES = {"sft": (12, 8), "dpo": (8, 4), "overhead": (12, 8), "packing": (2, 8)}
+"""(optimiser steps, examples a step) of each benchmark."""
 
 
 def main() -> None:
@@ -203,7 +203,7 @@ def table(found: dict[str, Any]) -> str:
         parts = [found["threads"][t].get(name, {}).get(key, {}) for t in threads]
         others = [c for c in CONTENDERS[name] if not c.startswith("luthier") and any(c in p for p in parts)]
         lines += [_comparison(name, other, stored, parts) for other in others]
-    lines += [*_overheads(found["threads"]), *_edits(found["threads"])]
+    lines += _overheads(found["threads"])
     return "\n".join(lines)
 
 
@@ -228,21 +228,6 @@ def _overheads(threads: dict[str, Any]) -> list[str]:
             found = [r["overhead"] for r in part[size]]
             cells.append(f"{statistics.median(found):+.1%} ({min(found):+.1%} to {max(found):+.1%})")
         lines.append(f"| loop over bare loop, {size} parameters | {' | '.join(cells)} | | under 5% |")
-    return lines
-
-
-def _edits(threads: dict[str, Any]) -> list[str]:
-    """Time of an edit over that of reading its inputs and writing its output once, and memory beyond that copy."""
-    parts = [part.get("edits") for part in threads.values()]
-    names = dict.fromkeys(r["edit"] for part in parts if part for r in part["rows"])
-    lines = []
-    for name in names:
-        rows = [next((r for r in part["rows"] if r["edit"] == name), None) if part else None for part in parts]
-        cells = ["{:.2f}x ({:.2f} to {:.2f})".format(*r["ratio"]) if r else "" for r in rows]
-        tensors = statistics.median(r["tensors"] for r in rows if r)
-        lines.append(
-            f"| edit {name} over a copy | {' | '.join(cells)} | + {tensors:.1f} largest tensors | at most 1.5x |"
-        )
     return lines
 
 
