@@ -35,10 +35,10 @@ CONTENDERS = {
 }
 TARGETS = {("sft", "trl", ""): 4.0, ("sft", "transformers", ""): 1.8, ("dpo", "trl", "stored"): 5.0}
 SIZES = {
-    "sft": (12, 8), "dpo": (8, 4), "overhead": (12, 8), "packing": (2, 8), "decoding": (48, 16), "edits": (17, 1),
+    "sft": (12, 8), "dpo": (8, 4), "overhead": (12, 8), "packing": (2, 8), "decoding": (48, 16),
     "layer_cache": (6, 8), "modules": (16, 4),
 }  # fmt: skip
-"""(optimiser steps, examples a step) of each benchmark; of decoding (new tokens, rows), of edits (layers, 1)."""
+"""(optimiser steps, examples a step) of each benchmark; of decoding (new tokens, rows)."""
 
 
 def main() -> None:
@@ -207,7 +207,7 @@ def table(found: dict[str, Any]) -> str:
         parts = [found["threads"][t].get(name, {}).get(key, {}) for t in threads]
         others = [c for c in CONTENDERS[name] if not c.startswith("luthier") and any(c in p for p in parts)]
         lines += [_comparison(name, other, stored, parts) for other in others]
-    lines += [*_overheads(found["threads"]), *_decoding(found["threads"]), *_edits(found["threads"])]
+    lines += [*_overheads(found["threads"]), *_decoding(found["threads"])]
     lines += [*_modules(found["threads"]), *_layer_cache(found["threads"])]
     return "\n".join(lines)
 
@@ -256,57 +256,6 @@ def _decoding(threads: dict[str, Any]) -> list[str]:
 
 def _drafts(told: dict[str, float]) -> str:
     return f"{told['speedup']:.2f}x ({told['accepted']:.0%} accepted, {told['tokens_per_read']:.1f} tokens a forward)"
-
-
-def _edits(threads: dict[str, Any]) -> list[str]:
-    """Time of an edit over that of reading its inputs and writing its output once, and memory beyond that copy."""
-    parts = [part.get("edits") for part in threads.values()]
-    names = dict.fromkeys(r["edit"] for part in parts if part for r in part["rows"])
-    lines = []
-    for name in names:
-        rows = [next((r for r in part["rows"] if r["edit"] == name), None) if part else None for part in parts]
-        cells = ["{:.2f}x ({:.2f} to {:.2f})".format(*r["ratio"]) if r else "" for r in rows]
-        tensors = statistics.median(r["tensors"] for r in rows if r)
-        lines.append(
-            f"| edit {name} over a copy | {' | '.join(cells)} | + {tensors:.1f} largest tensors | at most 1.5x |"
-        )
-    return lines
-
-
-def _modules(threads: dict[str, Any]) -> list[str]:
-    """Step time of modules over LoRA's, and of parts over full's, a column a number of threads."""
-    told = {t: part["modules"] for t, part in threads.items() if "modules" in part}
-    lines: list[str] = []
-    for key, base, what in (("modules", "LoRA", "as many parameters"), ("parts", "full fine-tuning", "the same model")):
-        head = [
-            f"step time over {base}, {what}",
-            *(f"{t} thread{'s' * (t != '1')}" for t in told),
-            "operations",
-            "trained",
-        ]
-        lines += ["", f"| {' | '.join(head)} |", "|---" * len(head) + "|"] if told else []
-        rows = [part[key][1:] for part in told.values()]
-        for same in zip(*rows, strict=True):
-            cells = ["{:.2f} ({:.2f} to {:.2f})".format(*r["ratio"]) for r in same]
-            extra = [
-                f"; choosing costs {r['choice_steps']:.1f} steps once" if r.get("choice_steps") else "" for r in same
-            ]
-            cells = [a + b for a, b in zip(cells, extra, strict=True)]
-            lines.append(
-                f"| {same[0]['tuner']} | {' | '.join(cells)} | {same[0]['flops_ratio']:.2f} | {same[0]['trained']:,} |"
-            )
-    return lines
-
-
-def _layer_cache(threads: dict[str, Any]) -> list[str]:
-    """Step time without kept layers over that with them."""
-    lines: list[str] = []
-    for t, part in threads.items():
-        for row in part.get("layer_cache", {}).get("rows", ()):
-            title = f"kept layers, {row['moves']} moves, {t} thread{'s' * (t != '1')}"
-            ratios = f"{row['ratio']:.2f}x (first epoch {row['first_epoch_ratio']:.2f}x)"
-            lines.append(f"| {title} | {ratios} | {row['flops_ratio']:.2f}x fewer operations |")
-    return ["", "| layer cache | steps faster | |", "|---|---|---|", *lines] if lines else []
 
 
 if __name__ == "__main__":
