@@ -258,5 +258,41 @@ def _drafts(told: dict[str, float]) -> str:
     return f"{told['speedup']:.2f}x ({told['accepted']:.0%} accepted, {told['tokens_per_read']:.1f} tokens a forward)"
 
 
+def _modules(threads: dict[str, Any]) -> list[str]:
+    """Step time of modules over LoRA's, and of parts over full's, a column a number of threads."""
+    told = {t: part["modules"] for t, part in threads.items() if "modules" in part}
+    lines: list[str] = []
+    for key, base, what in (("modules", "LoRA", "as many parameters"), ("parts", "full fine-tuning", "the same model")):
+        head = [
+            f"step time over {base}, {what}",
+            *(f"{t} thread{'s' * (t != '1')}" for t in told),
+            "operations",
+            "trained",
+        ]
+        lines += ["", f"| {' | '.join(head)} |", "|---" * len(head) + "|"] if told else []
+        rows = [part[key][1:] for part in told.values()]
+        for same in zip(*rows, strict=True):
+            cells = ["{:.2f} ({:.2f} to {:.2f})".format(*r["ratio"]) for r in same]
+            extra = [
+                f"; choosing costs {r['choice_steps']:.1f} steps once" if r.get("choice_steps") else "" for r in same
+            ]
+            cells = [a + b for a, b in zip(cells, extra, strict=True)]
+            lines.append(
+                f"| {same[0]['tuner']} | {' | '.join(cells)} | {same[0]['flops_ratio']:.2f} | {same[0]['trained']:,} |"
+            )
+    return lines
+
+
+def _layer_cache(threads: dict[str, Any]) -> list[str]:
+    """Step time without kept layers over that with them."""
+    lines: list[str] = []
+    for t, part in threads.items():
+        for row in part.get("layer_cache", {}).get("rows", ()):
+            title = f"kept layers, {row['moves']} moves, {t} thread{'s' * (t != '1')}"
+            ratios = f"{row['ratio']:.2f}x (first epoch {row['first_epoch_ratio']:.2f}x)"
+            lines.append(f"| {title} | {ratios} | {row['flops_ratio']:.2f}x fewer operations |")
+    return ["", "| layer cache | steps faster | |", "|---|---|---|", *lines] if lines else []
+
+
 if __name__ == "__main__":
     main()
