@@ -80,7 +80,7 @@ class Consistency(Objective):
         by_wording = states.to(logits.dtype).unflatten(0, (-1, int(counts[0]))).transpose(0, 1)  # (M + 1, G, D)
         near = -torch.log1p((by_wording[:, :, None] - by_wording[:, None]).square().sum(-1))  # (M + 1, G, G)
         G = near.shape[1]
-        others = near[:, ~torch.eye(G, dtype=torch.bool, device=near.device)].view(-1, G, G - 1).log_softmax(-1)
+        others = near[:, ~torch.eye(G, dtype=torch.bool, device=near.device)].view(len(near), G, G - 1).log_softmax(-1)
         return _kl(self._target(others[0]), others).transpose(0, 1).flatten()
 
     def _target(self, x: Tensor) -> Tensor:

@@ -70,6 +70,7 @@ def test_neighbourhoods_do_not_turn_or_move() -> None:
     torch.testing.assert_close(objective.gaps(states @ turn + 3.0, states, first, counts), one)
     assert one.view(4, 3)[:, 0].abs().max() == 0
     assert (one.view(4, 3)[:, 1:] > 0).all()
+    assert not objective.gaps(states[:3], states[:3], first[:3], counts[:1]).any(), "a row alone has no neighbours"
     with pytest.raises(LuthierError, match="equally many"):
         objective.gaps(states[:5], states[:5], first[:5], torch.tensor([3, 2]))
 
