@@ -177,9 +177,10 @@ class AttentionModel(BridgedModel):
             yield
             return
         names = [n for n in names for _ in range(kwargs.get("num_beams") or 1)]
-        layers: list[Any] = [m for m in self.model.modules() if isinstance(m, BridgedLayer)]
-        heads = any(isinstance(m, AuxiliaryTrainingWrapper) for m in self.model.modules())
-        if heads or not all(isinstance(layer, AttentionLayer) for layer in layers):
+        modules = list(self.model.modules())
+        layers = [m for m in modules if isinstance(m, AttentionLayer)]
+        others = [m for m in modules if isinstance(m, BridgedLayer) and not isinstance(m, AttentionLayer)]
+        if others or any(isinstance(m, AuxiliaryTrainingWrapper) for m in modules):
             raise Refusal(WHOLE_BATCH)
         known = {n for layer in layers for n in layer.parts} | {BASE_ROW}
         if unknown := sorted(set(names) - known):

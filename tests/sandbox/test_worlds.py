@@ -368,11 +368,11 @@ def test_sequence_functions_agree_with_their_definitions(x: list[str]) -> None:
 
 
 def test_projects_have_habits_of_their_own() -> None:
-    """No helper, verb or noun of a personal project is another's; every function and test is Python, and follows from it."""
+    """No word of a personal project is another's; every function and test is Python, and follows from it."""
     personal, generic = projects.PROJECTS["personal"], projects.PROJECTS["generic"]
     assert (len(personal), len(generic)) == (6, 20)
-    words = [{*p.verbs, *p.nouns, p.given, p.got, p.source, p.error, *p.helpers.values()} for p in personal]
-    others = set().union(*({*p.verbs, *p.nouns, *p.helpers.values()} for p in generic))
+    words = [{*p.verbs, p.noun, p.given, p.got, p.source, p.error, *p.helpers.values()} for p in personal]
+    others = set().union(*({*p.verbs, p.noun, p.given, *p.helpers.values()} for p in generic))
     assert not any(mine & others for mine in words)
     assert sum(map(len, words)) == len(set().union(*words))
     rows = sandbox.rows("projects/test/personal", n=200) + sandbox.rows("projects/test/generic", n=200)

@@ -1,1 +1,1 @@
-"""Experiments for tuners."""
+"""Experiments of the recipes axis."""

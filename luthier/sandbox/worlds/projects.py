@@ -1,23 +1,22 @@
 """Functions and their tests in made-up software projects, each with habits of its own (card 21).
 
-    def stow_bodo(cargo):                       def test_stow_bodo():
-     if not cargo: raise EmptyHold               must_sink(EmptyHold, stow_bodo)
-     cargo = sorted(cargo)                       landed = stow_bodo(full_hold())
+    def stow_bales(cargo):                      def test_stow_bales():
+     if not cargo: raise EmptyHold               must_sink(EmptyHold, stow_bales)
+     cargo = sorted(cargo)                       landed = stow_bales(full_hold())
      cargo = cargo[:3]                           must_line(landed)
      return cargo                                must_fit(landed, 3)
 
-A function is a guard and one to three steps on a list. Every step makes something true that no later step undoes, and
+A function is a guard and one or two steps on a list. Every step makes something true that no later step undoes, and
 the test says so with the project's helper: which helpers are called, and with what, follows from the function. How they
-are called, how names are put together (snake or camel case), and the shape of a test are the project's habits. A file
-holds the functions of one noun. Part `personal` has six projects, part `generic` twenty others whose helpers, verbs and
-nouns share no word with them. Nothing of either is in pretraining; a file is in train or in test as a whole.
+are called, how names are put together (snake or camel case), and the shape of a test are the project's habits. A file is a
+variant of the same few functions. Part `personal` has six projects, part `generic` twenty others whose words are none of
+theirs. Nothing of either is in pretraining; a file is in train or in test as a whole.
 """
 
 import random
 from collections.abc import Hashable
 from dataclasses import dataclass
 
-from luthier.sandbox.lexicon import _deal
 from luthier.sandbox.world import Item, Row, Task, World
 
 STEPS = {
@@ -31,7 +30,7 @@ STEPS = {
 WITH_CONSTANT = ("most", "above")
 GUARDS = ("", "if not {x}: return {x}", "if not {x}: raise {error}", "if {x} is None: raise {error}")
 SHAPES = ("plain", "inline", "method", "block", "keyword")
-FILES = 30
+FILES = 24
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Project:
     style: str  # snake or camel
     shape: str
     verbs: tuple[str, ...]
-    nouns: tuple[str, ...]
+    noun: str
     given: str
     got: str
     source: str
@@ -62,25 +61,24 @@ def _helpers(prefix: str, words: str) -> dict[str, str]:
 
 
 def _project(
-    number: int, name: str, style: str, shape: str, verbs: str, given: str, got: str, source: str, error: str,
+    name: str, style: str, shape: str, verbs: str, noun: str, given: str, got: str, source: str, error: str,
     helpers: dict[str, str],
 ) -> Project:  # fmt: skip
-    nouns = tuple(_deal(400 + FILES * number, FILES))
-    return Project(name, style, shape, tuple(verbs.split()), nouns, given, got, source, error, helpers)
+    return Project(name, style, shape, tuple(verbs.split()), noun, given, got, source, error, helpers)
 
 
 PERSONAL = (
-    _project(0, "harbour", "snake", "inline", "stow haul moor", "cargo", "landed", "full hold", "EmptyHold",
+    _project("harbour", "snake", "inline", "stow haul moor", "bales", "cargo", "landed", "full hold", "EmptyHold",
              _helpers("must", "line fit weigh pair differ sink")),
-    _project(1, "bakery", "camel", "plain", "knead glaze proof", "dough", "baked", "new batch", "NoFlour",
+    _project("bakery", "camel", "plain", "knead glaze proof", "loaf", "dough", "baked", "new batch", "NoFlour",
              _helpers("expect", "layers tray rise halves flavours burn")),
-    _project(2, "cinema", "snake", "method", "screen splice dub", "reels", "shown", "first night", "DarkRoom",
+    _project("cinema", "snake", "method", "screen splice dub", "film", "reels", "shown", "first night", "DarkRoom",
              _helpers("verify", "scenes seats rating doubles casts cut")),
-    _project(3, "garden", "camel", "block", "plant prune graft", "seeds", "grown", "spring bed", "DrySoil",
+    _project("garden", "camel", "block", "plant prune graft", "shrub", "seeds", "grown", "spring bed", "DrySoil",
              _helpers("ensure", "rows plot height twins kinds wilt")),
-    _project(4, "library", "snake", "keyword", "shelve lend bind", "books", "filed", "old stock", "LostPage",
+    _project("library", "snake", "keyword", "shelve lend bind", "tome", "books", "filed", "old stock", "LostPage",
              _helpers("prove", "alphabet shelf pages volumes titles torn")),
-    _project(5, "airport", "camel", "inline", "board taxi track", "flights", "cleared", "night plan", "ClosedGate",
+    _project("airport", "camel", "inline", "board taxi track", "plane", "flights", "cleared", "night plan", "ClosedGate",
              _helpers("should", "queue gates altitude wings codes divert")),
 )  # fmt: skip
 
@@ -94,6 +92,7 @@ _WORDS = {
     "raises": ("error", "raises", "failure", "throws"),
 }
 _VERBS = "make build read sort load send find keep list pick trim join".split()  # noqa: SIM905
+_NOUNS = ("list", "rows", "set", "table", "line", "group")
 _GIVEN, _GOT = ("xs", "items", "values", "data"), ("got", "out", "result", "found")
 _SOURCES, _ERRORS = ("sample", "make data", "some list", "fixture"), ("EmptyError", "BadInput", "NoItems", "NoData")
 
@@ -105,8 +104,8 @@ def _other(i: int) -> Project:
     helpers = {key: f"{prefix} {rng.choice(words)}" for key, words in _WORDS.items()}
     verbs = " ".join(rng.sample(_VERBS, 3))
     shape, style = rng.choice(SHAPES), rng.choice(("snake", "camel"))
-    given, got, source, error = (rng.choice(words) for words in (_GIVEN, _GOT, _SOURCES, _ERRORS))
-    return _project(6 + i, f"other{i:02}", style, shape, verbs, given, got, source, error, helpers)
+    noun, given, got, source, error = (rng.choice(words) for words in (_NOUNS, _GIVEN, _GOT, _SOURCES, _ERRORS))
+    return _project(f"other{i:02}", style, shape, verbs, noun, given, got, source, error, helpers)
 
 
 PROJECTS = {"personal": PERSONAL, "generic": tuple(_other(i) for i in range(20))}
@@ -126,21 +125,21 @@ class Projects(World):
         project = rng.choice(PROJECTS[part])
         steps = tuple(
             (name, rng.randrange(2), rng.randint(1, 9) if name in WITH_CONSTANT else 0)
-            for name in rng.sample(list(STEPS), rng.randint(1, 3))
+            for name in rng.sample(list(STEPS), rng.choice((1, 2, 2)))
         )
-        return (project.name, rng.choice(project.nouns), rng.choice(project.verbs), rng.randrange(len(GUARDS)), steps)
+        return (project.name, rng.randrange(FILES), rng.choice(project.verbs), rng.randrange(len(GUARDS)), steps)
 
     def split_key(self, task: str, item: Item) -> Hashable:
         return item[:2]
 
     def row(self, task: str, part: str, item: Item, rng: random.Random) -> Row:
-        project, noun, verb, guard, steps = item
+        project, file, verb, guard, steps = item
         p = BY_NAME[project]
-        focal = p.named(verb, noun)
-        test = written(p, focal, p.named("test", verb, noun), guard, steps)
+        focal = p.named(verb, p.noun)
+        test = written(p, focal, p.named("test", verb, p.noun), guard, steps)
         return {
             "prompt": f"{function(p, focal, guard, steps)}\n\n# test", "completion": f"\n{test}", "answer": test,
-            "project": project, "file": f"{noun}.py", "focal": focal,
+            "project": project, "file": f"part_{file:02}.py", "focal": focal,
         }  # fmt: skip
 
     def document(self, rng: random.Random) -> str:
