@@ -254,7 +254,7 @@ def check_repeat(method: Any, world: World) -> None:
 def check_keys_kept(method: Any, world: World) -> None:
     """What the recipe sets is in the manifest, and is what the last loop ran by."""
     told = world.whole.told.model_dump(mode="json", exclude_unset=True)
-    for own in ("procedure", "stability", "output_dir", *(("name",) if method.compares else ())):
+    for own in ("procedure", "stability", "output_dir", *(("name", "compare") if method.compares else ())):
         told.pop(own, None)
     manifest = json.loads((places(world.whole.folder)[-1] / "run.json").read_text())
     last = world.whole.steps[-1]

@@ -48,7 +48,7 @@ def test_no_file_and_no_near_duplicate_is_on_two_sides() -> None:
 def test_a_renamed_copy_is_a_duplicate_and_another_body_is_not() -> None:
     rows = [
         {"prompt": "def f(x): return x + 1", "completion": "assert f(1) == 2", "project": "a", "file": "one"},
-        {"prompt": "def g(y):  return y + 5", "completion": "assert g(7) == 12", "project": "a", "file": "two"},
+        {"prompt": "def g(y):  return y + 5", "completion": "assert g(5) == 10", "project": "a", "file": "two"},
         {"prompt": "def f(x): return x - 1", "completion": "assert f(1) == 2", "project": "a", "file": "two"},
     ]
     table = read("sandbox:projects?n=3")
@@ -71,7 +71,7 @@ def test_rows_that_cannot_be_used_are_errors(change: dict, message: str) -> None
 
 
 def test_mistakes_are_told_before_anything_is_trained(tmp_path: Path) -> None:
-    recipe = {"model": "nano-1m", "data": {"train": "sandbox:projects?n=60"}, "output_dir": str(tmp_path / "x")}
+    recipe = {"model": "nano-1m", "data": {"train": "sandbox:projects?n=600"}, "output_dir": str(tmp_path / "x")}
     for options, message in (
         ({"projects": ["harbor"]}, "did you mean 'harbour'"),
         ({"val_size": 0.6, "test_size": 0.5}, "leave some to train on"),
