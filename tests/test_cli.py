@@ -125,3 +125,42 @@ def test_asking_whether_peft_is_there_does_not_cost_the_registration() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_options_of_a_decoding_method_are_not_words(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Flags after the words that a verb takes any number of belong to the decoding method."""
+    import luthier.verbs.evaluate
+    import luthier.verbs.generate
+    from luthier import cli
+
+    asked: list[Any] = []
+
+    def generate(model: str, prompts: list[str], **given: Any) -> list[str]:
+        asked.append((model, prompts, given["decoding"]))
+        return ["x"] * len(prompts)
+
+    def evaluate(model: str, tasks: list[str], **given: Any) -> dict[str, Any]:
+        asked.append((model, tasks, given["decoding"], given["ceiling"]))
+        return {}
+
+    monkeypatch.setattr(luthier.verbs.generate, "generate", generate)
+    monkeypatch.setattr(luthier.verbs.evaluate, "evaluate", evaluate)
+    steered = ("--decoding", "proxy_tuning", "--expert", "runs/x", "--anti_expert", "small", "--alpha", "0.5")
+    told = {"name": "proxy_tuning", "expert": "runs/x", "anti_expert": "small", "alpha": 0.5}
+    for words, wanted in (
+        (("generate", "big", "one", "- two", *steered, "--choose.top_p", "0.9"),
+         ("big", ["one", "- two"], told | {"choose.top_p": 0.9})),
+        (("generate", "big", "one"), ("big", ["one"], {"name": "greedy"})),
+        (("evaluate", "big", "a", "b", "--ceiling", "top", *steered), ("big", ["a", "b"], told, "top")),
+        (("evaluate", "big", "a"), ("big", ["a"], None, None)),
+    ):  # fmt: skip
+        with pytest.raises(SystemExit) as done:
+            cli.main(list(words))
+        assert not done.value.code
+        assert asked.pop() == wanted
+    with pytest.raises(SystemExit) as done:
+        cli.main(["evaluate", "big", "a", "--alpha", "2"])
+    assert done.value.code == 2
+    assert "name it by --decoding" in capsys.readouterr().err

@@ -111,3 +111,31 @@ def test_a_task_is_written_as_theirs(folder: Path) -> None:
     one = task(SPECS[0])
     assert isinstance(one, Task)
     assert {"our_choice.yaml", "our_choice.jsonl"} <= {p.name for p in folder.iterdir()}
+
+
+def test_sums_of_models_are_what_is_measured(folder: Path) -> None:
+    """A base that is its own anti-expert is the expert: in likelihoods, whole texts and generations, for both libraries."""
+    import copy
+
+    import torch
+
+    from luthier.decoding.proxy_tuning import ProxyTuning
+
+    base, expert = llama(), copy.deepcopy(llama())
+    torch.manual_seed(3)
+    with torch.no_grad():
+        expert.lm_head.weight.add_(torch.randn_like(expert.lm_head.weight) * 0.3)
+    steered = Subject(base, tokenizer("bos"), decoder=ProxyTuning(expert=expert, anti_expert=copy.deepcopy(base)))
+    alone = Subject(expert, tokenizer("bos"), decoder=Greedy())
+    a, b, plain = (evaluate_harness(s, NAMES, include_path=folder)["results"] for s in (steered, alone, subject()))
+    moved = 0
+    for name in NAMES:
+        for key, value in a[name].items():
+            if isinstance(value, float):
+                assert value == pytest.approx(b[name][key], abs=1e-4), (name, key)
+                moved += value != plain[name][key]
+    assert moved > 0, "the expert must differ from the base for this to mean anything"
+    for spec in SPECS:
+        ours, theirs = (measure(s, [spec]).values(resamples=50) for s in (steered, alone))
+        for metric, entry in ours[spec["name"]].items():
+            assert entry["value"] == pytest.approx(theirs[spec["name"]][metric]["value"], abs=1e-4)
