@@ -68,8 +68,13 @@ def mix(cell: Cell) -> str:
     world = worlds(cell.objective)[cell.world]
     base = world.model()
     task = "seq2seq_lm" if base.config.is_encoder_decoder else objective.task
+    rows = 3 if objective.group == 1 else objective.group  # a group is never split
     settings = TrainSettings(
-        max_steps=2, per_device_train_batch_size=3, learning_rate=0.01, warmup_ratio=0.0, lr_scheduler_type="constant"
+        max_steps=2,
+        per_device_train_batch_size=rows,
+        learning_rate=0.01,
+        warmup_ratio=0.0,
+        lr_scheduler_type="constant",
     )
     references = world.untuned(objective, untuned_copy(base, tuner))
     try:
