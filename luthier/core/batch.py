@@ -182,6 +182,11 @@ class Batch:
             row = row.new_empty(n).index_put((number.flatten()[self.source],), row[self.owner])
         return place.where(self.mask, -1), row[number.clamp(min=0)].where(self.mask, -1)
 
+    def by_answer(self, column: Tensor) -> Tensor:
+        """Sums (A,) of a column (N,) over the scored tokens of each answer."""
+        assert self.owner is not None
+        return torch.zeros(self.answers, dtype=column.dtype, device=column.device).index_add_(0, self.owner, column)
+
     def of_answers(self, kept: Tensor) -> Batch:
         """The same tokens, of which only those of the answers `kept` (A,) are scored; `extras["scored"]` says which."""
         assert self.source is not None and self.target is not None and self.owner is not None
@@ -482,31 +487,32 @@ class Plan:
         if not self.group_by_length:
             steps = [order[i : i + size].tolist() for i in range(0, n, size)]
         else:
-            steps = self._sorted(order.tolist())
+            steps = self._sorted(order)
             if self.shuffle:
                 steps = [steps[i] for i in rng.permutation(len(steps))]
         if self.drop_last and len(steps) > 1:
             steps = [s for s in steps if len(s) == size]
         return steps
 
-    def _sorted(self, order: list[int]) -> list[list[int]]:
+    def _sorted(self, order: np.ndarray) -> list[list[int]]:
         """Steps of groups of like length; within a step the shortest group first, a smaller group last."""
-        g = self.group
-        groups = [order[i : i + g] for i in range(0, len(order), g)]
-        rest = [groups.pop()] if len(groups[-1]) < g else []
-        longest = {id(group): max(self.lengths[i] for i in group) for group in groups}
+        g, whole = self.group, len(order) // self.group * self.group
+        groups, rest = order[:whole].reshape(-1, g), order[whole:].tolist()
+        longest = np.asarray(self.lengths)[groups].max(1)
         per_step = self.step_size // g
         window = per_step * self.window_steps
-        steps = []
-        for start in range(0, len(groups) + len(rest), window):
-            here = sorted(groups[start : start + window], key=lambda group: longest[id(group)])
-            here += rest if start + window >= len(groups) + len(rest) else []
+        steps: list[list[int]] = []
+        for start in range(0, len(groups), window):
+            here = start + np.argsort(longest[start : start + window], kind="stable")
             for i in range(0, len(here), per_step):
                 step = here[i : i + per_step]
-                last = [step.pop()] if step[-1:] == rest else []
-                step.sort(key=lambda group: (longest[id(group)], group[0]))
-                steps.append([i for group in step + last for i in group])
-        return steps
+                step = step[np.lexsort((groups[step, 0], longest[step]))]
+                steps.append(groups[step].ravel().tolist())
+        if not rest:
+            return steps
+        if len(groups) % per_step:  # there is room in the last step
+            return [*steps[:-1], steps[-1] + rest]
+        return [*steps, rest]
 
     def step(self, index: int) -> list[int]:
         """Example indices of optimiser step `index`, counted from the start of training."""

@@ -149,8 +149,9 @@ def linear_logp(
         return torch.cat([_exponentials(s, weight, bias, t, dtype)[0] for s, t in parts])
 
 
-def gather_logp(logits: Tensor, target: Tensor) -> Tensor:
+def gather_logp(logits: Tensor, target: Tensor | None) -> Tensor:
     """Log-probabilities (N,) of `target` from logits (N, V)."""
+    assert target is not None
     return torch.log_softmax(logits.float() if logits.dtype != torch.float64 else logits, -1).gather(
         1, target[:, None]
     )[:, 0]
@@ -232,30 +233,14 @@ class Scorer:
 
     def token_logp(self, batch: Batch) -> Tensor:
         """Log-probability (N,) of each scored token."""
-        head, source, target = self.head, batch.source, batch.target
-        assert source is not None and target is not None
-        own = head.forward
-
-        def scored(hidden: Tensor) -> Tensor:  # (B, T, D)
-            states = hidden.reshape(-1, hidden.shape[-1]).index_select(0, source)  # (N, D)
-            if self._ends_at_head(head) and type(head) is nn.Linear:
-                return linear_logp(states, head.weight, head.bias, target, self.chunk)[None, :, None]
-            if self._ends_at_head(head):
-                return self._chunked(own, states, target)[None, :, None]
-            return own(states)[None]  # (1, N, V): whatever follows the head runs on it
-
-        with instead(head, scored):
-            out = self.run(batch)
-        logits = out.logits if hasattr(out, "logits") else out[0]
-        if self._ends_at_head(head):
-            return logits[0, :, 0].float() if logits.dtype != torch.float64 else logits[0, :, 0]
-        return gather_logp(logits[0], target)
+        found = self._scored(batch, self._logp(batch))
+        if self._ends_at_head(self.head):
+            return found[:, 0] if found.dtype == torch.float64 else found[:, 0].float()
+        return gather_logp(found, batch.target)
 
     def answer_logp(self, batch: Batch) -> Tensor:
         """Summed log-probability (A,) of each answer."""
-        logp = self.token_logp(batch)
-        assert batch.owner is not None
-        return torch.zeros(batch.answers, dtype=logp.dtype, device=logp.device).index_add_(0, batch.owner, logp)
+        return batch.by_answer(self.token_logp(batch))
 
     def read(self, batch: Batch, function: Callable[[Tensor, Tensor], Columns]) -> Columns:
         """`function(logits (n, V), target (n,))` over the scored positions, in chunks; each of its tensors as (N,)."""
@@ -303,48 +288,48 @@ class Scorer:
 
     def look(self, batch: Batch, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probability (N,) of each scored token; of those at `at` (n,) what the head sees (n, D) and the logits (n, V)."""
-        head, source, target = self.head, batch.source, batch.target
-        assert source is not None and target is not None
-        own, ends, seen = head.forward, self._ends_at_head(head), []
+        own, logp, seen = self.head.forward, self._logp(batch), []
 
-        def scored(hidden: Tensor) -> Tensor:  # (B, T, D)
-            states = hidden.reshape(-1, hidden.shape[-1]).index_select(0, source)  # (N, D)
+        def looked_at(states: Tensor) -> Tensor:
             seen.append(states.index_select(0, at))
-            if not ends:
-                return own(states)[None]
-            if type(head) is nn.Linear:
-                return linear_logp(states, head.weight, head.bias, target, self.chunk)[None, :, None]
-            return self._chunked(own, states, target)[None, :, None]
+            return logp(states)
 
-        with instead(head, scored):
-            out = self.run(batch)
-        found = (out.logits if hasattr(out, "logits") else out[0])[0]
-        if not ends:
-            return gather_logp(found, target), seen[0], _whole(found.index_select(0, at))
-        return found[:, 0], seen[0], _whole(own(seen[0]))
-
-    @contextmanager
-    def embedded(self, ids: Tensor, change: Callable[[Callable[[Tensor], Tensor]], Tensor]) -> Iterator[None]:
-        """While active, `ids` (B, T) go into the model as `change(table)` (B, T, D), `table` being its own embedding.
-
-        Whatever the model does with embeddings, scaling or positions, it does with these.
-        """
-        module = self.plain.get_input_embeddings()
-        table = module.forward
-
-        def forward(asked: Tensor) -> Tensor:
-            return change(table) if asked is ids or torch.equal(asked, ids) else table(asked)
-
-        with instead(module, forward):
-            yield
+        found = self._scored(batch, looked_at)
+        if self._ends_at_head(self.head):
+            return found[:, 0], seen[0], _whole(own(seen[0]))
+        return gather_logp(found, batch.target), seen[0], _whole(found.index_select(0, at))
 
     def class_logits(self, batch: Batch) -> Tensor:
         """Logits (B, C) of a task head."""
         return self.run(batch).logits
 
+    def _scored(self, batch: Batch, head: Callable[[Tensor], Tensor]) -> Tensor:
+        """What the model makes of `head` in place of its own, which is given the states (N, D) at the scored positions."""
+        source = batch.source
+        assert source is not None
+
+        def seen(hidden: Tensor) -> Tensor:  # (B, T, D)
+            return head(hidden.reshape(-1, hidden.shape[-1]).index_select(0, source))[None]
+
+        with instead(self.head, seen):
+            out = self.run(batch)
+        found: Tensor = (out.logits if hasattr(out, "logits") else out[0])[0]
+        return found
+
+    def _logp(self, batch: Batch) -> Callable[[Tensor], Tensor]:
+        """States (N, D) to log-probabilities (N, 1) of the targets, or to logits (N, V) where something follows the head."""
+        head, target = self.head, batch.target
+        assert target is not None
+        own = head.forward
+        if not self._ends_at_head(head):
+            return own
+        if type(head) is nn.Linear:
+            return lambda states: linear_logp(states, head.weight, head.bias, target, self.chunk)[:, None]
+        return lambda states: self._chunked(own, states, target)[:, None]
+
     def _columns(self, batch: Batch, function: Callable[[Tensor, Tensor, slice], Columns]) -> Columns:
-        head, source, target = self.head, batch.source, batch.target
-        assert source is not None and target is not None
+        head, target = self.head, batch.target
+        assert target is not None
         own, ends, N = head.forward, self._ends_at_head(head), len(target)
         size = self.chunk or max(1, CHUNK_BYTES // (4 * self.plain.config.vocab_size))
 
@@ -357,13 +342,7 @@ class Scorer:
             pieces = [slice(i, min(i + size, N)) for i in range(0, N, size)]
             return torch.cat([checkpoint(part, rows[at], at, use_reentrant=False) for at in pieces])
 
-        def scored(hidden: Tensor) -> Tensor:  # (B, T, D)
-            states = hidden.reshape(-1, hidden.shape[-1]).index_select(0, source)  # (N, D)
-            return (chunked(states) if ends else own(states))[None]
-
-        with instead(head, scored):
-            out = self.run(batch)
-        found = (out.logits if hasattr(out, "logits") else out[0])[0]
+        found = self._scored(batch, chunked if ends else own)
         return (found if ends else chunked(found)).unbind(-1)
 
     def embeddings(self, batch: Batch, pooling: Pooling) -> Tensor:
@@ -372,28 +351,18 @@ class Scorer:
 
     def _states(self, batch: Batch) -> Tensor:
         """States (N, D) that the head would see at the scored positions, where it is the model's end. No head runs."""
-        source, kept = batch.source, []
-        assert source is not None
+        kept = []
 
-        def keep(hidden: Tensor) -> Tensor:
-            kept.append(hidden.reshape(-1, hidden.shape[-1]).index_select(0, source))
-            return hidden.new_zeros(1, 1, 1)
+        def keep(states: Tensor) -> Tensor:
+            kept.append(states)
+            return states.new_zeros(1, 1)
 
-        with instead(self.head, keep):
-            self.run(batch)
+        self._scored(batch, keep)
         return kept[0]
 
     def _logits(self, batch: Batch) -> Tensor:
         """Logits (N, V) at the scored positions."""
-        own, source = self.head.forward, batch.source
-        assert source is not None
-
-        def scored(hidden: Tensor) -> Tensor:
-            return own(hidden.reshape(-1, hidden.shape[-1]).index_select(0, source))[None]
-
-        with instead(self.head, scored):
-            out = self.run(batch)
-        return _whole((out.logits if hasattr(out, "logits") else out[0])[0])
+        return _whole(self._scored(batch, self.head.forward))
 
     def _mask_dtype(self) -> torch.dtype:
         """Additive masks must have the dtype that attention runs in."""

@@ -541,9 +541,9 @@ class Loop:
         rows, size = self.plan.step(step), self.settings.per_device_train_batch_size
         return [rows[i : i + size] for i in range(0, len(rows), size)]
 
-    def _mine(self, step: int) -> list[tuple[list[int], bool]]:
-        """(rows, counts) of this process's micro-batches. All processes get equally many; fillers do not count."""
-        chunks, world, rank = self._chunks(step), self.accelerator.num_processes, self.accelerator.process_index
+    def _mine(self, chunks: Sequence[list[int]]) -> list[tuple[list[int], bool]]:
+        """(rows, counts) of this process's share of micro-batches. All processes get equally many; fillers do not count."""
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
         rounds = -(-len(chunks) // world)
         return [
             (chunks[i], True) if i < len(chunks) else (chunks[0], False) for i in range(rank, rounds * world, world)
@@ -590,7 +590,7 @@ class Loop:
         """Forward and backward over the micro-batches of this step, clip, and take the step."""
         if self.guard is not None:
             self.guard.begin(self.step_index)
-        shares = self._mine(self.step_index)
+        shares = self._mine(self._chunks(self.step_index))
         mine = [(self._batch(rows, self.step_index), counts) for rows, counts in shares]
         weights = [self.objective.weight(b) if counts else 0.0 for b, counts in mine]
         total = self._total_weight(sum(weights))
@@ -603,12 +603,13 @@ class Loop:
         if self.companions is not None:
             shared, padded = self._shared(shares, self.companions, self.references.companions)
             self.train_flops += self.cost["forward_flops"] / max(1, self.cost["padded_tokens"]) * padded
+        noise = self._noise()
         summed = torch.zeros((), dtype=torch.float64, device=self.device)
         figures: dict[str, tuple[Tensor, float]] = {}
         for i, (batch, counts) in enumerate(mine):
             last = i == len(mine) - 1
             tokens = batch.tokens  # counted before the batch moves: asking a device would wait for it
-            batch = replace(batch.to(self.device), shared=shared, noise=self._noise())
+            batch = replace(batch.to(self.device), shared=shared, noise=noise)
             with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                 with self.accelerator.autocast(), self._reused(shares[i][0], batch):
                     loss = self.objective.compute(self.scorer, batch)
@@ -744,13 +745,8 @@ class Loop:
         group = self.objective.group
         size = max(1, self.settings.per_device_eval_batch_size // group) * group
         lengths = [len(e) for e in examples]
-        world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        chunks = Plan(lengths, size, shuffle=False, window_steps=len(lengths), group=group).epoch(0)
+        mine = self._mine(Plan(lengths, size, shuffle=False, window_steps=len(lengths), group=group).epoch(0))
         totals = torch.zeros(2, dtype=torch.float64, device=self.device)
-        mine = [
-            (chunks[min(i, len(chunks) - 1)], i < len(chunks))
-            for i in range(rank, -(-len(chunks) // world) * world, world)
-        ]
         companions, shared = self.objective.companions(examples), None
         if companions is not None:
             shared, _ = self._shared(mine, companions, self.references.held_companions)
@@ -762,7 +758,7 @@ class Loop:
                 loss = self.objective.compute(self.scorer, batch)
             if counts:
                 totals += torch.tensor([float(loss.sum), loss.weight], dtype=torch.float64, device=self.device)
-        if world > 1:
+        if self.accelerator.num_processes > 1:
             totals = self.accelerator.reduce(totals, "sum")
         self.wrapped.train()
         return float(totals[0] / totals[1])

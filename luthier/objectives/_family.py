@@ -68,12 +68,6 @@ def logp_and_mean(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return logp.gather(1, target[:, None])[:, 0], logp.mean(-1)
 
 
-def by_answer(batch: Batch, column: Tensor) -> Tensor:
-    """Sums (A,) over the scored tokens of each answer."""
-    assert batch.owner is not None
-    return torch.zeros(batch.answers, dtype=column.dtype, device=column.device).index_add_(0, batch.owner, column)
-
-
 @dataclass(frozen=True)
 class PairLogp:
     """Summed log-probabilities (P,) of P pairs under the policy and, where asked for, the reference."""
@@ -127,7 +121,7 @@ class PairObjective(Objective):
         assert batch.owner is not None
         kl = []
         if self.reference == "model":
-            logp, ref, *kl = (by_answer(batch, column) for column in scorer.compare(batch, forward_kl))  # (2P,)
+            logp, ref, *kl = (batch.by_answer(column) for column in scorer.compare(batch, forward_kl))  # (2P,)
         else:
             logp = scorer.answer_logp(batch)
             if self.reference and batch.reference is None:

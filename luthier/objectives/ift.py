@@ -37,6 +37,7 @@ from torch import Tensor
 from luthier.core.batch import Batch
 from luthier.core.logprobs import Columns, Scorer
 from luthier.core.method import Loss, LuthierError
+from luthier.core.noise import changed_embeddings
 from luthier.core.subject import at_rest
 from luthier.objectives._family import TokenObjective
 
@@ -94,7 +95,8 @@ class IFT(TokenObjective):
             with at_rest(scorer.model):
                 gold, guess = scorer.read(batch, self._predict(batch.extras["draws"]))
             figures["loss/gold"] = (-gold.sum(), float(len(gold)))
-        with scorer.embedded(batch.ids, lambda table: mixed(table, batch, mix, guess)):
+        table = scorer.plain.get_input_embeddings()
+        with changed_embeddings(scorer.plain, batch.ids, lambda own: mixed(own, table, batch, mix, guess)):
             logp = scorer.token_logp(batch)  # (N,)
         figures["loss/mixed"] = (-logp.detach().sum(), float(len(logp)))
         losses, real = by_sequence(-logp, batch)
@@ -138,10 +140,12 @@ class IFT(TokenObjective):
         return w.detach() if self.detach_weights else w
 
 
-def mixed(table: Callable[[Tensor], Tensor], batch: Batch, mix: Tensor, guess: Tensor | None) -> Tensor:
+def mixed(
+    embedded: Tensor, table: Callable[[Tensor], Tensor], batch: Batch, mix: Tensor, guess: Tensor | None
+) -> Tensor:
     """Input embeddings (B, T, D) in which every predicted token is mixed with what the model said in its place."""
     assert batch.source is not None
-    embedded = table(batch.ids).detach()
+    embedded = embedded.detach()
     if guess is None:
         return embedded
     at = batch.source + 1  # where the predicted token stands: x^ of a place was said one place before

@@ -17,6 +17,7 @@ from luthier.core.batch import Batch, TextExample, collate_text
 from luthier.core.config import TrainSettings
 from luthier.core.logprobs import Scorer
 from luthier.core.loop import Loop
+from luthier.core.noise import changed_embeddings
 from luthier.objectives.ift import by_sequence, discounted, mixed
 
 torch.set_num_threads(1)
@@ -147,7 +148,10 @@ def test_models_that_scale_their_embeddings() -> None:
         scorer = Scorer(model).warm()
         target = batch.target.to(torch.float32)
         mix = torch.full((len(target),), 0.5)
-        with scorer.embedded(batch.ids, lambda table, b=batch, m=mix, t=target: mixed(table, b, m, t)):
+        table = model.get_input_embeddings()
+        with changed_embeddings(
+            model, batch.ids, lambda own, e=table, b=batch, m=mix, t=target: mixed(own, e, b, m, t)
+        ):
             found = scorer.token_logp(batch)
         torch.testing.assert_close(found, scorer.token_logp(batch), rtol=1e-5, atol=1e-5)
 
