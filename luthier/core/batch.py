@@ -195,6 +195,8 @@ class Batch:
         of_token = {k: v[at] for k in ("source", "target", "weights") if (v := getattr(self, k)) is not None}
         of_answer = {k: v[kept] for k in ("rows", "scores", "reference") if (v := getattr(self, k)) is not None}
         changed: dict[str, Any] = of_token | of_answer
+        if self.group is not None:  # numbered anew: groups of which nothing is kept are none
+            changed["group"] = self.group[kept].unique_consecutive(return_inverse=True)[1]
         return replace(self, owner=number[self.owner[at]], extras={**self.extras, "scored": at}, **changed)
 
     def to(self, device: torch.device | str) -> Batch:

@@ -66,6 +66,11 @@ class Mixed(Objective):
     def __post_init__(self) -> None:
         if len({o.task for o in self.objectives}) != 1 or self.objectives[0].task != type(self).task:
             raise LuthierError(f"objective: all parts of a mixture need a {type(self).task} head")
+        for label, o in zip(self.labels, self.objectives, strict=True):
+            if type(o).companions is not Objective.companions:
+                raise LuthierError(
+                    f"objective: part '{label}' needs a mean over whole steps, which a mixture does not take"
+                )
         if len(set(self.labels)) < len(self.labels):
             raise LuthierError(f"objective: two parts are called '{self.labels[-1]}': give each a label of its own")
 

@@ -131,3 +131,23 @@ def test_in_a_recipe() -> None:
     wrong = recipe(name="sftt")
     with pytest.raises(ConfigError, match="did you mean 'sft'"):
         wrong.method("objectives", "objective")
+
+
+def test_a_part_on_ranked_answers_sees_its_own_prompts_alone() -> None:
+    """Of prompts with different numbers of answers, the first and the last that are left out among them."""
+    ranked = [
+        replace(e, scores=[float(k) for k in range(len(e.answers))], extras={"objective": o})
+        for e, o in zip(groups(6, 3), ("sft", "rrhf", "sft", "rrhf", "rrhf", "sft"), strict=True)
+    ]
+    mine = [e for e in ranked if e.extras["objective"] == "rrhf"]
+    objective = MIXED(parts=({"name": "sft"}, {"name": "rrhf"})).for_examples(ranked)
+    model = model_of("llama")
+    found = computed(objective, collate_groups(ranked, PAD), model)
+    alone = computed(catalog.load("objectives", "rrhf")(), collate_groups(mine, PAD), model)
+    assert found.figures["rrhf"][1] == alone.weight == 3
+    torch.testing.assert_close(found.figures["rrhf"][0], alone.sum.detach())
+
+
+def test_what_belongs_to_whole_steps_is_no_part() -> None:
+    with pytest.raises(LuthierError, match="part 'kto' needs a mean over whole steps"):
+        MIXED(parts=({"name": "sft"}, {"name": "kto"}))
