@@ -142,6 +142,11 @@ def _before(record: Record, task: str, metric: str, digits: int = 3) -> str:
     return f"{_measure(record, task, metric)['base']['mean']:.{digits}f}"
 
 
+def _losses(record: Record) -> str:
+    """Training loss of each method's first seed, from the first row of the log to the last."""
+    return "; ".join(f"{m} {v[0]['first']:.2f} to {v[0]['last']:.2f}" for m, v in record["losses"].items())
+
+
 def _seeds(record: Record) -> str:
     """What stands behind a ± or an interval."""
     n = len(record["seeds"])
@@ -190,10 +195,9 @@ def say_wikitext(record: Record) -> str:
 
 def say_gsm8k(record: Record) -> str:
     rows = record["data"][0]
-    losses = "; ".join(f"{m} {v[0]['first']:.2f} to {v[0]['last']:.2f}" for m, v in record["losses"].items())
     return (
         f"{rows['rows']:,} rows of GSM8K went through supervised fine-tuning ({rows['truncated']:,} cut to the window, "
-        f"{rows['rejected']:,} rejected): training loss {losses}; perplexity of held-out answers "
+        f"{rows['rejected']:,} rejected): training loss {_losses(record)}; perplexity of held-out answers "
         f"{_before(record, 'gsm8k_answers', 'perplexity', 2)} before, "
         f"{_each(record, 'gsm8k_answers', 'perplexity', 2)} after; final answers right "
         f"{_before(record, 'gsm8k', 'accuracy')} before, {_each(record, 'gsm8k', 'accuracy')} after: a model of this "
@@ -215,10 +219,9 @@ def say_cranfield(record: Record) -> str:
 
 def say_masked_thought(record: Record) -> str:
     rows = record["data"][0]
-    losses = "; ".join(f"{m} {v[0]['first']:.2f} to {v[0]['last']:.2f}" for m, v in record["losses"].items())
     return (
         f"{rows['rows']:,} rows of GSM8K ({rows['truncated']:,} cut to the window), supervised fine-tuning against masked "
-        f"thought with random tokens in the holes: training loss {losses}; perplexity of held-out answers "
+        f"thought with random tokens in the holes: training loss {_losses(record)}; perplexity of held-out answers "
         f"{_before(record, 'gsm8k_answers', 'perplexity', 2)} before, "
         f"{_each(record, 'gsm8k_answers', 'perplexity', 2)} after; final answers right "
         f"{_each(record, 'gsm8k', 'accuracy')} ({_seeds(record)})."
@@ -277,7 +280,7 @@ EXPERIMENTS = {
         ),
         Experiment(
             "minilm-sst2-tuners", "SST-2, 2,000 rows: twenty-five tuners", "compare",
-            (("sst2_dev", "accuracy"), ("sst2_dev", "mcc")), say_sst2_tuners, needs=PLACES,
+            (("sst2_dev", "accuracy"), ("sst2_dev", "mcc")), say_sst2_tuners, needs=ENCODED,
             pilots={
                 **dict.fromkeys(("full", "llrd", "hft", "green", "child_tuning", "freeze", "lightweight"), SLOW),
                 **dict.fromkeys(("apet", "lora", "dora", "bottleneck", "sparse_adapter", "houlsby", "pfeiffer", "parallel",

@@ -242,6 +242,16 @@ def versions() -> dict[str, str]:
     return out
 
 
+def provenance() -> dict[str, Any]:
+    """What every manifest tells of its making, from now on."""
+    import luthier
+
+    return {
+        "luthier": luthier.__version__, "started": now(), "finished": None, "command": command_line(),
+        "versions": versions(), "device": device(), "git": git(),
+    }  # fmt: skip
+
+
 def device() -> dict[str, Any]:
     import torch
 

@@ -156,13 +156,13 @@ class Personalize(Recipe):
 
     def schemes(self, told: RunRecipe) -> dict[str, dict[str, Any]]:
         """What each scheme changes in the recipe; what it trains is saved as a delta where it is the model's own."""
-        from luthier.verbs.compare import _changes
+        from luthier.verbs.compare import changes_of
 
         out = {}
         for name, changes in (told.compare.methods or SCHEMES).items():
             own = changes if name not in SCHEMES else {**SCHEMES[name], **changes}
             named = config.recipe(told, {"compare.methods": {name: own}})
-            tuner = config.recipe(told, _changes(name, named)).method("tuners", "tuner")
+            tuner = config.recipe(told, changes_of(name, named)).method("tuners", "tuner")
             out[name] = {**own, "train.save_delta": tuner.artefact == "model"}
         return out
 
@@ -175,9 +175,8 @@ class Personalize(Recipe):
             return
         entry = catalog.entry("recipes", self.name)
         place.create({
-            "luthier": luthier.__version__, "kind": "procedure", "name": recipe.name or place.path.name,
-            "status": "running", "started": runs.now(), "finished": None, "command": runs.command_line(),
-            "recipe": recipe.resolved(), "versions": runs.versions(), "device": runs.device(), "git": runs.git(),
+            **runs.provenance(), "kind": "procedure", "name": recipe.name or place.path.name, "status": "running",
+            "recipe": recipe.resolved(),
             "seeds": {"seed": recipe.seed, "data_seed": recipe.train.data_seed},
             "data": [
                 {"name": f"{p.name}, {part}", "source": _sources(recipe), "rows": len(p.parts[part])}
@@ -195,7 +194,7 @@ class Personalize(Recipe):
         given: Mapping[str, Any],
     ) -> str:  # fmt: skip
         """The model that every project starts from: the recipe's, or one tuned on the task with the other projects."""
-        from luthier.verbs.compare import _kept
+        from luthier.verbs.compare import kept_results
         from luthier.verbs.run import run
 
         if self.generic is None:
@@ -222,7 +221,7 @@ class Personalize(Recipe):
             raise config.ConfigError(
                 "procedure.generic: stage 0 must end in a whole model: tuner full, and no save_delta"
             )
-        if not (given.get("resume") and _kept(folder / "stage-0", one)):
+        if not (given.get("resume") and kept_results(folder / "stage-0", one)):
             unfinished = given.get("resume") and (folder / "stage-0" / "run.json").exists()
             quiet, callbacks = given.get("quiet", False), given.get("callbacks", ())
             run(one, resume=True if unfinished else None, quiet=quiet, callbacks=callbacks)

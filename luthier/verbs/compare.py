@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import luthier
 from luthier.core import catalog, config, runs
 from luthier.core.config import Recipe
 from luthier.core.loop import Interrupted
@@ -137,7 +136,7 @@ def compare(
         raise LuthierError(
             "compare: callbacks cannot follow runs into processes of their own: set compare.fresh: false"
         )
-    changes = {m: _changes(m, told) for m in methods}
+    changes = {m: changes_of(m, told) for m in methods}
     folder = Path(output_dir or told.output_dir or f"runs/{told.name or 'compare'}")
     if (folder / "compare.json").exists() and not resume:
         raise LuthierError(
@@ -176,7 +175,7 @@ def compare(
     return found
 
 
-def _changes(name: str, told: Recipe) -> dict[str, Any]:
+def changes_of(name: str, told: Recipe) -> dict[str, Any]:
     """What a method's name changes in the recipe."""
     own = told.compare.methods.get(name)
     parts = name.split("+")
@@ -206,15 +205,7 @@ def _header(told: Recipe, folder: Path, methods: list[str], seeds: list[int], ta
         "retention": {"tasks": [t.name for t in tasks if t.group == "retention"]},
         "pilots": {},
         "cells": [],
-        "manifest": {
-            "luthier": luthier.__version__,
-            "started": runs.now(),
-            "finished": None,
-            "command": runs.command_line(),
-            "versions": runs.versions(),
-            "device": runs.device(),
-            "git": runs.git(),
-        },
+        "manifest": runs.provenance(),
     }
 
 
@@ -281,7 +272,7 @@ class _Work:
     def _attempt(self, method: str, one: Recipe, passes: bool) -> dict[str, Any]:
         if method in self.refused:
             return {"status": "refused", "error": self.refused[method]}
-        if self.resume and (kept := _kept(Path(one.output_dir or ""), one)) is not None:
+        if self.resume and (kept := kept_results(Path(one.output_dir or ""), one)) is not None:
             return {"status": "done", "results": kept}
         how: dict[str, Any] = {"resume": self.resume, "quiet": self.quiet, "passes": passes}
         if self.told.compare.fresh:
@@ -311,7 +302,7 @@ def chosen(losses: Mapping[float, float | None]) -> dict[str, Any]:
     return {"held_out_loss": {f"{rate:g}": loss for rate, loss in losses.items()}, "rate": best, "edge": edge}
 
 
-def _kept(path: Path, one: Recipe) -> dict[str, Any] | None:
+def kept_results(path: Path, one: Recipe) -> dict[str, Any] | None:
     """Results of a cell that is done and was run by the same recipe."""
     folder = runs.RunFolder(path)
     if not (path / "results.json").exists():

@@ -364,17 +364,11 @@ def _open(folder: RunFolder, ready: Prepared, resumed: bool) -> None:
     entry = luthier.core.catalog.entry(*(("recipes", whole["name"]) if whole else ("tuners", recipe.tuner["name"])))
     folder.create(
         {
-            "luthier": luthier.__version__,
+            **runs.provenance(),
             "kind": "run",
             "name": recipe.name or folder.path.name,
             "status": "running",
-            "started": runs.now(),
-            "finished": None,
-            "command": runs.command_line(),
             "recipe": recipe.resolved(),
-            "versions": runs.versions(),
-            "device": runs.device(),
-            "git": runs.git(),
             "seeds": {"seed": recipe.seed, "data_seed": recipe.train.data_seed},
             "data": [_data_row("train", ready.train)] + ([_data_row("eval", ready.held_out)] if ready.held_out else []),
             "base": ready.loaded.manifest(),

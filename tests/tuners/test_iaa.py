@@ -91,10 +91,10 @@ def test_nothing_goes_backward_below_the_last_block() -> None:
     seen = []
     for layer in anatomy(model).layers:
         model.get_base_model().get_submodule(layer.name).register_forward_hook(
-            lambda m, args, out: seen.append(out.requires_grad)
+            lambda m, args, out: seen.append(out.requires_grad) if torch.is_grad_enabled() else None
         )
     world.loss(model)
-    assert seen[:2] == [False, True]  # the run with gradients is the first
+    assert seen == [False, True]
 
 
 def test_nothing_is_held_after_a_pass() -> None:
