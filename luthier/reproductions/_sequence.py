@@ -15,6 +15,7 @@ from luthier.core.batch import Example
 from luthier.core.config import TrainSettings
 from luthier.core.loop import Loop, LoopCallback
 from luthier.core.method import Objective, Tuner
+from luthier.core.references import references
 from luthier.core.subject import Subject
 from luthier.objectives.sft import SFT
 
@@ -49,9 +50,11 @@ def tune(
     objective: Objective | None = None,
 ) -> Tuned:
     """`tuner` on a copy of the base, by likelihood or another objective. `change` may hold parts of the model still."""
+    pad, objective = tokenizer.pad_token_id, objective or SFT()
+    untuned = references(base, tuner, objective, train, pad, settings)
     model = tuner.wrap(copy.deepcopy(base), "causal_lm", seed)
     change(model)
-    loop = Loop(model, tuner, objective or SFT(), train, settings, tokenizer.pad_token_id, seed, callbacks=callbacks)
+    loop = Loop(model, tuner, objective, train, settings, pad, seed, references=untuned, callbacks=callbacks)
     cost = loop.fit().cost
     return Tuned(model.eval(), cost, loop)
 
