@@ -28,11 +28,12 @@ from luthier.decoding.nucleus import Nucleus
 from luthier.objectives.tdpo import TDPO
 from luthier.reproductions._family import Experiment, Row
 from luthier.reproductions._sequence import tune
+from luthier.sandbox.worlds.styles import Styles
 from luthier.tuners.full import Full
 
 
 def reward(text: str) -> float:
-    style = sandbox.world("styles").style(text)
+    style = Styles().style(text)
     return 0.0 if style is None else 1 - style / 5
 
 
@@ -50,7 +51,7 @@ class StylePairs(Experiment):
         """Two answers each that the model gave to one question and that differ in reward, better first."""
         rows = self.rows(split, seed)
         said = self.answers(model, tokenizer, [r for r in rows for _ in range(self.draws)], seed)
-        subject, out = Subject(model, tokenizer), []
+        subject, out = Subject(model, tokenizer), list[GroupExample]()
         for at, row in enumerate(rows):
             told = said[at * self.draws : (at + 1) * self.draws]
             for two in zip(told[::2], told[1::2], strict=True):
