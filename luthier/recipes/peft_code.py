@@ -100,10 +100,12 @@ class PeftCode(Recipe):
 
     @classmethod
     def small(cls) -> dict[str, Any]:
+        rows = {name: "sandbox:programs?part=known&task=" + name for name in ("write", "write_tested")}
         return {
+            "procedure.sets": {n: {"train": f"{r}&n=24", "test": f"{r}&split=test&n=4"} for n, r in rows.items()},
+            "procedure.tasks": [{"name": "reference", "scorer": "candidates", "k": [1, 2], "max_new_tokens": 8}],
             "procedure.methods": ["lora"], "procedure.joint": ["lora"], "procedure.shots": [1], "procedure.shot_seeds": [42],
-            "procedure.k": [1, 2], "procedure.max_new_tokens": 12, "procedure.seeds": 1, "procedure.fresh": False,
-            "train.max_steps": 2, "evaluate.limit": 2,
+            "procedure.retrieve": "", "procedure.seeds": 1, "train.max_steps": 2, "evaluate.limit": 2,
         }  # fmt: skip
 
     # ------------------------------------------------------------------------------------------- the whole
