@@ -46,7 +46,7 @@ from luthier.core.config import Recipe as RunRecipe
 from luthier.core.loop import Interrupted
 from luthier.core.method import LuthierError, Recipe
 from luthier.core.quantise import KINDS
-from luthier.evaluation._shots import Choose, WithExamples, by_meaning, by_words, drawn
+from luthier.core.shots import Choose, WithExamples, by_meaning, by_words, drawn
 from luthier.recipes import _code_table as table
 from luthier.recipes._code_sets import VALIDATION, read_sets
 from luthier.recipes._projects import Project, folder_name

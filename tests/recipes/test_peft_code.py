@@ -15,7 +15,7 @@ from luthier import sandbox
 from luthier.core import config
 from luthier.core.method import LuthierError
 from luthier.core.quantise import quantised
-from luthier.evaluation._shots import WithExamples, by_meaning, by_words, drawn
+from luthier.core.shots import WithExamples, by_meaning, by_words, drawn
 from luthier.recipes import _code_table as table
 from luthier.recipes._code_sets import read_sets, said
 from luthier.recipes._code_table import DRAWN, JOINT, NEAREST, TUNED, ZERO, Line, questions
