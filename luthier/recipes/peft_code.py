@@ -47,6 +47,7 @@ from luthier.core.loop import Interrupted
 from luthier.core.method import LuthierError, Recipe
 from luthier.core.quantise import KINDS
 from luthier.core.shots import Choose, WithExamples, by_meaning, by_words, drawn
+from luthier.evaluation._compare import task
 from luthier.recipes import _code_table as table
 from luthier.recipes._code_sets import VALIDATION, read_sets
 from luthier.recipes._projects import Project, folder_name
@@ -181,6 +182,13 @@ class PeftCode(Recipe):
                 f"compare.methods.{own[0]}: train.learning_rate is named while the others' rates are chosen by a pilot: "
                 "name compare.pilot.rates there, or remove compare.pilot"
             )
+        for told in self.tasks:
+            if "data" in told or not told.get("name"):
+                raise config.ConfigError(
+                    "procedure.tasks have a name and no data, as they are asked about each set's test rows: others go under "
+                    "evaluate.tasks"
+                )
+            task(told)
         if any(n < 1 for n in self.shots) or (self.shots and not self.shot_seeds):
             raise config.ConfigError(
                 "procedure: shots are numbers of examples from 1 on, each drawn by every one of shot_seeds"
@@ -329,12 +337,12 @@ class _Work:
 
     def tasks(self, name: str, several: bool) -> list[dict[str, Any]]:
         """What is asked about the test rows of a set; names tell the set where there are several."""
-        one = next(s for s in self.sets if s.name == name)
-        told = list(self.study.tasks) or self.study.usual(all(row.get("tests") for row in one.parts["test"]))
+        rows = next(s for s in self.sets if s.name == name).parts["test"]
+        told = list(self.study.tasks) or self.study.usual(all(row.get("tests") for row in rows))
         out = []
-        for task in told:
-            called = f"{task['name']} of {name}" if several else task["name"]
-            out.append({**task, "name": called, "data": str(self.files[name]["test"])})
+        for one in told:
+            called = f"{one['name']} of {name}" if several else one["name"]
+            out.append({**one, "name": called, "data": str(self.files[name]["test"])})
         return out
 
     def compare(self, name: str) -> Comparison:
@@ -389,8 +397,6 @@ class _Work:
 
     def _target(self) -> tuple[table.Metric, bool]:
         """The first task's main metric."""
-        from luthier.evaluation._compare import task
-
         first = task(self.tasks(self.sets[0].name, False)[0])
         metric = first.metric or next(iter(first.scorer.metrics))
         return (first.name, metric), first.scorer.metrics.get(metric, True)

@@ -85,6 +85,8 @@ def test_a_set_without_test_rows_left_is_an_error(tmp_path: Path) -> None:
         ({"compare.methods": {"lora": {"evaluate.tasks": []}}}, r"compare\.methods\.lora: evaluate\.tasks has to be the same"),
         ({"compare.methods": {"lora": {"decoding": "greedy"}}}, r"decoding has to be the same"),
         ({"compare.methods": {"lora": {"train.learning_rate": 1}}, "compare.pilot.rates": [1]}, r"chosen by a pilot"),
+        ({"procedure.tasks": [{"name": "a", "scorer": "candidates", "data": "x"}]}, r"procedure\.tasks have a name and no data"),
+        ({"procedure.tasks": [{"name": "a", "scorer": "candidate"}]}, r"task a: .*'candidates'"),
         ({"procedure.shots": [0]}, r"shots are numbers of examples"),
     ],
 )  # fmt: skip
