@@ -61,7 +61,7 @@ METHODS: dict[str, dict[str, Any]] = {
              "train.learning_rate": 3e-4},
     "ia3": {"train.learning_rate": 3e-4},
     "prompt_tuning": {"tuner.tokens": 20, "train.learning_rate": 3e-3},
-    "prefix": {"tuner.length": 20, "train.learning_rate": 3e-2},
+    "prefix": {"tuner.length": 20, "tuner.mlp": 0, "train.learning_rate": 3e-2},
 }  # fmt: skip
 """The protocol's settings."""
 TRAIN = {
