@@ -139,6 +139,9 @@ class PeftCode(Recipe):
         except (Interrupted, KeyboardInterrupt):
             runs.write_json(place / "compare.json", {**told, "status": "interrupted"})
             raise
+        except Exception as error:
+            runs.write_json(place / "compare.json", {**told, "status": "failed", "error": str(error)})
+            raise
         told |= work.told(comparisons, lines)
         told["status"], told["manifest"]["finished"] = "done", runs.now()
         runs.write_json(place / "compare.json", told)

@@ -230,6 +230,21 @@ def test_index_table_and_report_say_the_same(study) -> None:
     assert study.table_text().count("\n") == len(study.lines)
 
 
+def test_a_study_that_breaks_says_so_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(*args, **given):
+        raise LuthierError("the disk is full")
+
+    only = {"output_dir": str(tmp_path / "out"), "procedure.models": {"nano-1m": []}, "procedure.joint": []}
+    with monkeypatch.context() as patched:
+        patched.setattr("luthier.evaluation.measure", breaks)
+        with pytest.raises(LuthierError, match="the disk is full"):
+            luthier.run(RECIPE, overrides=only, quiet=True)
+    told = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert (told["status"], told["error"]) == ("failed", "the disk is full")
+    done = luthier.run(RECIPE, overrides={**only, "procedure.shots": []}, quiet=True, resume=True)
+    assert [(x.set, x.kind) for x in done.lines] == [(name, ZERO) for name in SETS]  # a model that is only prompted
+
+
 def test_what_was_asked_is_not_asked_again(study, monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*args, **given):
         raise AssertionError("everything was done already")

@@ -73,7 +73,7 @@ class CodeStudy(Experiment):
         """Rows of programs of so many steps, as files."""
         folder.mkdir()
         for split, n, own in (("train", self.train_rows, seed), ("test", self.test_rows, 12)):
-            drawn = sandbox.rows("programs", task="write", part="new", split=split, n=3 * n, seed=own)
+            drawn = sandbox.rows("programs", task="write", part="new", split=split, n=5 * n, seed=own)
             rows = [r for r in drawn if len(r["operations"]) == steps][:n]
             runs.write_lines(folder / f"{split}.jsonl", rows)
         return {split: str(folder / f"{split}.jsonl") for split in ("train", "test")}
