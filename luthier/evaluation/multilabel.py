@@ -6,6 +6,8 @@
     labels      the label set, for language models; a head brings its own names
     separator   between labels of a generated list; parts are compared whole, never as substrings ("Media" is not in
                 "Social Media"), and a part that is no label counts as a wrong one
+    shots       rows of `train` that are written in front of every text that a language model is asked about, drawn by
+                `shot_seed`: n-shot prompting;  shown  how one is written, of its columns and {labels}
     threshold   t, one number for all labels, or one for each
 The metrics are those of `_labels.py`; the main one is macro-F1.
 Chance:     always the most frequent label.
@@ -18,9 +20,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from luthier.evaluation._labels import Answers, Item, LabelSets, LuthierError, Subject, gold_labels, head_names, need
+from luthier.core.shots import WithExamples, drawn
+from luthier.evaluation._labels import (
+    Answers,
+    Item,
+    LabelSets,
+    LuthierError,
+    Subject,
+    gold_labels,
+    head_names,
+    labelled_items,
+    need,
+)
 
 
 @dataclass(frozen=True)
@@ -32,6 +45,14 @@ class Multilabel(LabelSets):
     threshold: float | tuple[float, ...] = 0.5
     max_new_tokens: int = 32
     stop: tuple[str, ...] = ("\n",)
+    train: Any = None
+    shots: int = 0
+    shot_seed: int = 0
+    shown: str = "{text} => {labels}"
+
+    def __post_init__(self) -> None:
+        if self.shots and self.train is None:
+            raise LuthierError("multilabel: shots are rows of train, which is missing")
 
     def ask(self, subject: Subject, items: Sequence[Item], base: Answers | None = None) -> Answers:
         gold = gold_labels(items)
@@ -51,8 +72,16 @@ class Multilabel(LabelSets):
             names = list(self.labels) or sorted({label for g in gold for label in g})
             self._known(items, gold, names)
             asked = [i.prompt if i.prompt is not None else str(i.text) for i in items]
+            if self.shots:
+                subject = WithExamples(subject, drawn(self.written(), self.shots, self.shot_seed), "\n")  # type: ignore[assignment]
             said = [self.parse(o) for o in subject.generate(asked, self.max_new_tokens, self.stop)]
         return self.sets(items, gold, said, names)
+
+    def written(self) -> list[str]:
+        """Every training row as it would stand in front of a text."""
+        known = labelled_items(self.train)
+        lists = (f"{self.separator} ".join(labels) for labels in gold_labels(known))
+        return [self.shown.format_map({**i.row, "labels": told}) for i, told in zip(known, lists, strict=True)]
 
     def parse(self, output: str) -> list[str]:
         """The labels of a generated list, in order, each once."""

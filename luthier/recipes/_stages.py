@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from luthier.core.config import Recipe
@@ -22,3 +24,11 @@ def finished(folder: str | Path, recipe: Recipe) -> bool:
         return False
     same_recipe(place, recipe)
     return True
+
+
+def forget_checkpoints(folders: Iterable[Path]) -> None:
+    """Of a run that is done the delta stays; what was needed to go on does not."""
+    for folder in folders:
+        if (folder / "results.json").exists():
+            for checkpoint in RunFolder(folder).checkpoints():
+                shutil.rmtree(checkpoint)

@@ -31,7 +31,7 @@ Departures: one rate a scheme instead of a grid (rates stand in `compare.methods
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -45,6 +45,7 @@ from luthier.core.method import LuthierError, Recipe
 from luthier.core.runs import RunFolder
 from luthier.data import RowTable
 from luthier.recipes._projects import PARTS, Project, by_project, split_project
+from luthier.recipes._stages import forget_checkpoints
 from luthier.recipes._summary import ELSEWHERE, INTRINSIC, Cell, Summary
 
 SCHEMES: dict[str, dict[str, Any]] = {
@@ -225,7 +226,7 @@ class Personalize(Recipe):
             unfinished = given.get("resume") and (folder / "stage-0" / "run.json").exists()
             quiet, callbacks = given.get("quiet", False), given.get("callbacks", ())
             run(one, resume=True if unfinished else None, quiet=quiet, callbacks=callbacks)
-        _forget_checkpoints([folder / "stage-0"])
+        forget_checkpoints([folder / "stage-0"])
         return str(folder / "stage-0")
 
     def one_project(
@@ -245,7 +246,7 @@ class Personalize(Recipe):
         quiet, callbacks = given.get("quiet", False), given.get("callbacks", ())
         done = compare(one, resume=resume, quiet=quiet, output_dir=place, callbacks=callbacks)
         found = [Cell.of(project.name, place, told_cell) for told_cell in done.told["cells"]]
-        _forget_checkpoints(cell.folder for cell in found)
+        forget_checkpoints(cell.folder for cell in found)
         return found
 
     def tasks(self, told: RunRecipe, name: str, tests: Mapping[str, Path]) -> list[Any]:
@@ -313,14 +314,6 @@ def _sources(recipe: RunRecipe) -> str:
 
 def _copy(source: Path, target: Path) -> None:
     shutil.copytree(source, target, dirs_exist_ok=True)
-
-
-def _forget_checkpoints(folders: Iterable[Path]) -> None:
-    """Of a run that is done the delta stays; what was needed to go on does not."""
-    for folder in folders:
-        if (folder / "results.json").exists():
-            for checkpoint in RunFolder(folder).checkpoints():
-                shutil.rmtree(checkpoint)
 
 
 def _report(folder: Path) -> Path:

@@ -42,7 +42,7 @@ from luthier.core.config import Recipe as RunRecipe
 from luthier.core.method import LuthierError, PartialTuner, Recipe
 from luthier.recipes._behind import Behind, EachItsPrompt, from_folders
 from luthier.recipes._stages import finished, resumed
-from luthier.verbs.run import Prepared, run
+from luthier.verbs.run import Prepared, measured_tasks, run
 
 LONGEST_RATIO = 2.0
 FIRST = {"learning_rate": 5e-3}
@@ -72,9 +72,11 @@ class ProMoT(Recipe):
     def run(self, folder: str, *, recipe: RunRecipe, say: Callable[[str], None], **given: Any) -> Any:
         """Both stages into `folder`. Raises LuthierError for a tuner, an objective or rows that do not fit."""
         self._fits(recipe)
+        names = self._names(recipe)
+        _known(recipe, names)
         home = Path(folder)
         home.mkdir(parents=True, exist_ok=True)
-        starts = {n: self._first_stage(home, n, recipe, say, given) for n in self._names(recipe)}
+        starts = {n: self._first_stage(home, n, recipe, say, given) for n in names}
         ready: list[_Second] = []
 
         def change(made: Prepared) -> Prepared:
@@ -203,14 +205,12 @@ class ProMoT(Recipe):
         ratio = own / (made.recipe.train.learning_rate or inner.learning_rate)
         tuner = Behind(inner, from_folders(starts), self.mode == "joint", ratio)
         objective = EachItsPrompt(made.objective, tuner, self.by) if self.by else made.objective
-        second = _Second(
+        return _Second(
             **{**vars(made), "tuner": tuner, "objective": objective, "told": recipe},
             names=tuple(starts),
             home=home,
             say=say,
         )
-        second.check()
-        return second
 
 
 @dataclass
@@ -221,14 +221,6 @@ class _Second(Prepared):
     names: tuple[str, ...] = ()
     home: Path = Path()
     say: Callable[[str], None] = lambda text: None
-
-    def check(self) -> None:
-        for task in self.tasks if len(self.names) > 1 else ():
-            if task.group == "target" and task.name not in self.names:
-                raise LuthierError(
-                    f"evaluate.tasks: '{task.name}' is of group target, and no prompt has its name: call it one of "
-                    f"{', '.join(self.names)}, or give it group: retention to be measured without a prompt"
-                )
 
     def _as_served(self, task: Any) -> AbstractContextManager[Any]:
         if task.group != "target":
@@ -287,6 +279,16 @@ def _write(wrapped: Any, name: str, base: Path, part: Path) -> None:
     told = json.loads((part / "adapter_config.json").read_text())
     told["base_model_name_or_path"] = str(base.resolve())
     (part / "adapter_config.json").write_text(json.dumps(told, indent=2))
+
+
+def _known(recipe: RunRecipe, names: list[str]) -> None:
+    """Raises before the first stage, which may take hours, for a task that the second could not measure."""
+    for task in measured_tasks(recipe):
+        if len(names) > 1 and task.group == "target" and task.name not in names:
+            raise ConfigError(
+                f"evaluate.tasks: '{task.name}' is of group target, and no prompt has its name: call it one of "
+                f"{', '.join(names)}, or give it group: retention to be measured without a prompt"
+            )
 
 
 def _without(recipe: RunRecipe, **changes: Any) -> RunRecipe:

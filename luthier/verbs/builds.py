@@ -104,11 +104,11 @@ def _made(source: str | Path, kind: str, first: bool, merge: bool, after: bool) 
     if not hasattr(loaded.model, "merge_and_unload"):
         raise LuthierError(f"'{loaded.name}' is an ordinary model: builds compare ways to ship an adapter")
     if first:
-        _quantise(loaded.model, kind)
+        quantise(loaded.model, kind)
     if merge:
         loaded.model = base_transformer(merged(loaded))
     if after:
-        _quantise(loaded.model, kind)
+        quantise(loaded.model, kind)
     matrices = _matrices(loaded.model).values()
     rest = sum(p.numel() for p in loaded.model.parameters()) - sum(w.numel() for w in matrices)
     stored = sum(w.numel() * (bits(kind, w.shape[1]) if after or not merge else 16) for w in matrices)
@@ -127,6 +127,7 @@ def _matrices(model: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _quantise(model: nn.Module, kind: str) -> None:
+def quantise(model: nn.Module, kind: str) -> None:
+    """Round the matrices of the layers in place, as `kind` holds them."""
     for weight in _matrices(model).values():
         weight.copy_(quantised(weight.contiguous(), kind))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from dataclasses import replace
 
 import numpy as np
@@ -70,3 +71,40 @@ def test_an_item_does_not_vote_for_itself() -> None:
     model, words = sandbox.load("nano-1m")
     answers = replace(NEIGHBOURS, k=1).ask(Subject(model, words), items_of(rows))
     assert answers.outputs == ["b", "a", "b", "a"]
+
+
+def test_shots_stand_in_front_of_a_text_as_written() -> None:
+    class Hears(Says):
+        window = 8
+
+        def encode(self, text: str, special: bool = True) -> list[str]:
+            return text.split()
+
+        def generate(self, prompts, *limits) -> list[str]:
+            self.heard = list(prompts)
+            return super().generate(prompts)
+
+    train = [{"text": f"t{i}", "labels": ["a", "b"][: i + 1]} for i in range(2)]
+    scorer = replace(MULTILABEL, labels=("a", "b"), train=train, shots=2, max_new_tokens=1, shown="{text}: {labels}")
+    subject = Hears(" a")
+    items = items_of([{"text": "x", "labels": ["a"]}], template="{text}:")
+    assert scorer.ask(subject, items).stats["exact"].tolist() == [1.0]
+    assert sorted(subject.heard[0].split("\n")) == ["t0: a", "t1: a; b", "x:"]
+    assert subject.heard[0].endswith("\nx:")
+    with pytest.raises(LuthierError, match="shots are rows of train"):
+        replace(MULTILABEL, shots=1)
+
+
+def test_compression_needs_no_model_and_finds_what_repeats() -> None:
+    train = [{"text": t, "label": t[:3]} for t in ("the quick brown fox jumps", "lorem ipsum dolor sit amet")]
+    scorer = replace(NEIGHBOURS, train=train, k=1, distance="gzip")
+    items = items_of([{"text": "dolor sit amet lorem", "label": "lor"}, {"text": "a brown fox jumps", "label": "the"}])
+    assert scorer.ask(None, items).outputs == ["lor", "the"]
+    found = scorer.texts(items, items_of(train))
+    for i, item in enumerate(items):
+        for j, row in enumerate(train):
+            a, b, both = (
+                len(gzip.compress(t.encode())) for t in (item.text, row["text"], f"{item.text} {row['text']}")
+            )
+            assert found[i, j] == (both - min(a, b)) / max(a, b)
+    assert replace(scorer, train=None).ask(None, items_of(train)).outputs == ["lor", "the"]  # each by the other

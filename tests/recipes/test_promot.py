@@ -259,7 +259,27 @@ def test_comparisons_without_a_first_stage(small: dict[str, Any], mode: str) -> 
     assert all(torch.equal(t, kept[k]) for k, t in drawn.items()) is (mode == "fixed")
 
 
-def test_several_tasks_each_with_its_prompt(small: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("task", "error", "message"),
+    [
+        ({"name": "memmber", "scorer": "exact_match", "data": "sandbox:sequence?n=2"}, ConfigError,
+         "^evaluate.tasks: 'memmber' .* call it one of copy, member, or give it group"),
+        ("memmber", LuthierError, "no task 'memmber'.* known: .*in_context_recall"),
+    ],
+)  # fmt: skip
+def test_a_task_that_nothing_answers_to_is_told_before_the_first_stage(
+    small: dict[str, Any], tmp_path: Path, task: Any, error: type[Exception], message: str
+) -> None:
+    small["data"] = {"train": [f"sandbox:sequence?task={t}&part=neutral&n=8" for t in ("member", "copy")]}
+    small["procedure"]["by"] = "task"
+    small["evaluate"]["tasks"] = [task]
+    with pytest.raises(error, match=message) as raised:
+        luthier.run({**small, "output_dir": str(tmp_path / "early")}, quiet=True)
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "early").exists()
+
+
+def test_several_tasks_each_with_its_prompt(small: dict[str, Any]) -> None:
     sources = [f"sandbox:sequence?task={t}&part=neutral&n=24" for t in ("member", "copy")]
     small["data"] = {"train": sources, "val_size": 0.25}
     small["procedure"] |= {"by": "task", "demonstration": True}
@@ -271,9 +291,6 @@ def test_several_tasks_each_with_its_prompt(small: dict[str, Any], tmp_path: Pat
         first = load_file(done.folder / "stage-1" / name / "adapter" / "adapter_model.safetensors")
         assert [t.tolist() for t in first.values()] == [t.tolist() for t in one.values()]
     assert load(str(done.folder / "prompt-copy")).subject().generate(["<|any|>: a b ->"], 2)
-    small["evaluate"]["tasks"][0]["name"] = "other"
-    with pytest.raises(LuthierError, match="no prompt has its name"):
-        luthier.run({**small, "output_dir": str(tmp_path / "again")}, quiet=True)
 
 
 def test_task_after_task_and_lora_in_the_first_stage(small: dict[str, Any], tmp_path: Path) -> None:
