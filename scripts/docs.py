@@ -4,7 +4,6 @@ stale."""
 from __future__ import annotations
 
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -205,12 +204,9 @@ def mixing() -> str:
 def filled(text: str) -> str:
     """README with its generated parts replaced."""
     for name, body in (("catalogue", catalogue()), ("measured", measured())):
-        text = re.sub(
-            rf"<!-- {name} -->.*?<!-- /{name} -->",
-            lambda _, n=name, b=body: f"<!-- {n} -->\n{b}\n<!-- /{n} -->",
-            text,
-            flags=re.S,
-        )
+        start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        before, rest = text.split(start)
+        text = f"{before}{start}\n{body}\n{end}{rest.split(end)[1]}"
     return text
 
 
