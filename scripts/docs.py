@@ -3,6 +3,7 @@ stale."""
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -69,6 +70,40 @@ MARKS = {"reproduced": " ✓", "contradicted": " ✗", "draft": " (draft)"}
 def _reproductions() -> list[dict[str, Any]]:
     files = sorted(catalog.results_folder().glob("*/*.json"))
     return [told for told in (json.loads(f.read_text()) for f in files) if told.get("verdict")]
+
+
+def tuners_picture() -> str:
+    """docs/sst2-tuners.svg: every tuner of the SST-2 comparison, best mean first, a dot for each seed."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    told = json.loads((catalog.results_folder() / "real" / "minilm-sst2-tuners.json").read_text(encoding="utf-8"))
+    accuracy = told["measured"][0]["methods"]
+    names = sorted(accuracy, key=lambda n: accuracy[n]["mean"])
+    with matplotlib.rc_context({"svg.hashsalt": "luthier", "svg.fonttype": "none", "font.family": "sans-serif"}):
+        figure = Figure(figsize=(8, 6.6), layout="constrained")
+        axes = figure.add_subplot()
+        axes.axvline(0.5, color="#bbbbbb", linewidth=1, zorder=0)
+        for y, name in enumerate(names):
+            seeds = [v["value"] for v in accuracy[name]["values"]]
+            axes.plot([min(seeds), max(seeds)], [y, y], color="#9db4c0", linewidth=2, zorder=1)
+            axes.plot(seeds, [y] * len(seeds), "o", color="#2f6690", markersize=4, alpha=0.75, zorder=2)
+            axes.plot([accuracy[name]["mean"]], [y], "|", color="#16425b", markersize=13, markeredgewidth=2, zorder=3)
+            trained = told["costs"][name]["trainable_parameters"]
+            size = f"{trained / 1e6:.1f}M" if trained >= 1e6 else f"{trained / 1e3:.0f}k"
+            axes.text(1.02, y, size, transform=axes.get_yaxis_transform(), va="center", fontsize=9, color="#555555")
+        axes.text(
+            1.02, len(names), "trained", transform=axes.get_yaxis_transform(), va="center", fontsize=9, color="#555555"
+        )
+        axes.set_yticks(range(len(names)), names, fontsize=9)
+        axes.set_ylim(-0.7, len(names) + 0.3)
+        axes.set_xlabel("accuracy on the development set: a dot for each seed, a bar at their mean")
+        axes.tick_params(length=0)
+        for side in ("top", "right", "left"):
+            axes.spines[side].set_visible(False)
+        out = io.StringIO()
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    return out.getvalue()
 
 
 def _real_data() -> list[str]:
@@ -219,6 +254,7 @@ def main() -> int:
         pages / "measured.md": evidence(),
         pages / "peft-methods.md": survey(),
         pages / "mixing.md": mixing(),
+        pages / "sst2-tuners.svg": tuners_picture(),
     }
     if "--check" in sys.argv:
         return int(any(not f.exists() or f.read_text(encoding="utf-8") != text for f, text in made.items()))
