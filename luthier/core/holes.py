@@ -97,9 +97,12 @@ class Filling:
         return torch.zeros_like(was)
 
 
-def dig(batch: Batch, filling: Filling, share: float, key: int, everywhere: bool = False) -> Batch:
-    """The batch with holes: of the tokens that count, or of all but first ones, each with chance `share`."""
-    holes = [_drawn(share, key + i, *told) for i, told in enumerate(_candidates(batch, everywhere))]
+def dig(batch: Batch, filling: Filling, share: float, key: int, everywhere: bool = False, least: int = 0) -> Batch:
+    """The batch with holes: of the tokens that count, or of all but first ones, each with chance `share`.
+
+    A row has `least` holes where the draw gives it fewer, as far as it has tokens.
+    """
+    holes = [_drawn(share, least, key + i, *told) for i, told in enumerate(_candidates(batch, everywhere))]
     for h in holes:
         batch = filling.in_ids(batch, h)
     return replace(batch, extras={**batch.extras, "holes": holes})
@@ -146,13 +149,14 @@ def _candidates(batch: Batch, everywhere: bool) -> Iterator[tuple[str, Tensor, T
         yield name, at[read], read.nonzero()[:, 0], batch.rows[batch.owner][read]
 
 
-def _drawn(share: float, key: int, grid: str, at: Tensor, scored: Tensor, row: Tensor) -> Holes:
+def _drawn(share: float, least: int, key: int, grid: str, at: Tensor, scored: Tensor, row: Tensor) -> Holes:
     rows, counts = row.unique_consecutive(return_counts=True)
     draws = [
         np.random.default_rng([key, r]).random((2, n)) for r, n in zip(rows.tolist(), counts.tolist(), strict=True)
     ]
     chance, u = torch.from_numpy(np.concatenate([np.zeros((2, 0)), *draws], 1))
-    chosen = chance < share
+    first = [d[0].argsort().argsort() < least for d in draws]  # the smallest chances of a row
+    chosen = (chance < share) | torch.from_numpy(np.concatenate([np.zeros(0, dtype=bool), *first]))
     return Holes(grid, at[chosen], u[chosen], scored[chosen], key)
 
 
