@@ -2,7 +2,7 @@
 
 `changed_embeddings` lets a function change the embeddings of one grid of ids, whatever the architecture, the tuner or the
 prompt in front; nothing else that the model embeds is touched, and the weights stay as they are. `uniform_noise` is the
-noise of NEFTune, `normal_noise` a start for adversarial steps, `dropout_noise` dropout that no split of a step changes:
+noise of NEFTune, `normal_noise` a start for adversarial steps, `kept_numbers` dropout that no split of a step changes:
 
     embedding + alpha / sqrt(L D) u,    u uniform in (-1, 1)         L tokens of the sequence, D width
 
@@ -94,11 +94,11 @@ def normal_noise(batch: Batch, sigma: float, key: int, width: int, device: torch
     return by_row(batch, width, key, device, draw)
 
 
-def dropout_noise(batch: Batch, share: float, key: int, width: int, device: torch.device) -> Tensor:
-    """(B, T, width) of factors: 0 with chance `share`, else 1 / (1 - share)."""
+def kept_numbers(batch: Batch, share: float, key: int, width: int, device: torch.device) -> Tensor:
+    """(B, T, width): 0 with chance `share`, else 1; 0 on padding."""
 
     def draw(length: int, generator: torch.Generator) -> Tensor:
-        return (torch.rand(length, width, generator=generator, device=device) >= share) / (1 - share)
+        return (torch.rand(length, width, generator=generator, device=device) >= share).float()
 
     return by_row(batch, width, key, device, draw)
 
