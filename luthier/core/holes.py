@@ -44,6 +44,9 @@ class Holes(NamedTuple):
     scored: Tensor
     key: int
 
+    def to(self, device: torch.device) -> Holes:
+        return self._replace(at=self.at.to(device), u=self.u.to(device), scored=self.scored.to(device))
+
 
 @dataclass(frozen=True)
 class Filling:
@@ -113,8 +116,7 @@ def filled(scorer: Scorer, batch: Batch, filling: Filling) -> Iterator[Batch]:
     """The batch to run, while everything that could not be done to its ids is done to their embeddings."""
     with ExitStack() as stack:
         for h in batch.extras.get("holes", ()):
-            device = batch.ids.device
-            h = h._replace(at=h.at.to(device), u=h.u.to(device), scored=h.scored.to(device))
+            h = h.to(batch.ids.device)
             said = filling.said(scorer, batch, h) if filling.kind in PREDICTED else None
             if said is not None and filling.kind != "mixture":
                 batch, said = _put(batch, h, said[:, 0].long()), None

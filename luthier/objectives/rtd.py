@@ -81,7 +81,7 @@ class RTD(Objective):
 
     def compute(self, scorer: Scorer, batch: Batch) -> Loss:
         assert batch.target is not None and batch.owner is not None
-        holes = Holes(*(x.to(batch.ids.device) if isinstance(x, Tensor) else x for x in batch.extras["holes"][0]))
+        holes = batch.extras["holes"][0].to(batch.ids.device)
         n, owner = self.weight(batch), batch.owner[holes.scored]
         if self.generator == "itself":
             logp, drawn = self._generated(scorer, batch, holes)
