@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from luthier.core.config import Recipe
 from luthier.core.runs import RunFolder
@@ -22,3 +23,8 @@ def finished(folder: str | Path, recipe: Recipe) -> bool:
         return False
     same_recipe(place, recipe)
     return True
+
+
+def stage(recipe: Recipe, **changes: Any) -> Recipe:
+    """The recipe of one stage: the whole one without its procedure."""
+    return Recipe.model_validate({**recipe.model_dump(exclude_unset=True), "procedure": None, **changes})
