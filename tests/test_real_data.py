@@ -221,6 +221,16 @@ def _lines(path: Path) -> list[tuple[str, str]]:
 
 
 @with_data
+def test_a_quarter_of_the_labels_is_turned_round_and_nothing_else(tmp_path: Path) -> None:
+    real_data.flipped(DATA, tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    given = [line.split("\t") for line in (DATA / "sst2" / "train.tsv").read_text().splitlines()]
+    assert [(r["text"], r["true"]) for r in rows] == [(text, int(label)) for text, label in given]
+    assert sum(r["label"] != r["true"] for r in rows) == round(len(rows) / 4)
+    assert {r["label"] for r in rows} == {0, 1}
+
+
+@with_data
 def test_cranfield_is_written_whole_and_test_queries_train_nothing(tmp_path: Path) -> None:
     real_data.cranfield(DATA, tmp_path)
     corpus, queries, rows = (

@@ -178,6 +178,8 @@ def worlds(method: Objective) -> list[World]:
     found = []
     if (TextExample, 0) in kinds and method.task == "masked_lm":
         found.append(World("encoder", "bert", texts()))
+    elif (TextExample, 0) in kinds and method.task == "embedding":
+        found += [World("encoder", "bert-embedding", texts()), World("decoder", "llama-embedding", texts())]
     elif (TextExample, 0) in kinds:
         found.append(World("decoder", "llama", texts()))
         found.append(World("decoder that scales its logits", "granite", texts()))

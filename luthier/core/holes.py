@@ -44,6 +44,9 @@ class Holes(NamedTuple):
     scored: Tensor
     key: int
 
+    def to(self, device: torch.device) -> Holes:
+        return self._replace(at=self.at.to(device), u=self.u.to(device), scored=self.scored.to(device))
+
 
 @dataclass(frozen=True)
 class Filling:
@@ -97,9 +100,12 @@ class Filling:
         return torch.zeros_like(was)
 
 
-def dig(batch: Batch, filling: Filling, share: float, key: int, everywhere: bool = False) -> Batch:
-    """The batch with holes: of the tokens that count, or of all but first ones, each with chance `share`."""
-    holes = [_drawn(share, key + i, *told) for i, told in enumerate(_candidates(batch, everywhere))]
+def dig(batch: Batch, filling: Filling, share: float, key: int, everywhere: bool = False, least: int = 0) -> Batch:
+    """The batch with holes: of the tokens that count, or of all but first ones, each with chance `share`.
+
+    A row has `least` holes where the draw gives it fewer, as far as it has tokens.
+    """
+    holes = [_drawn(share, least, key + i, *told) for i, told in enumerate(_candidates(batch, everywhere))]
     for h in holes:
         batch = filling.in_ids(batch, h)
     return replace(batch, extras={**batch.extras, "holes": holes})
@@ -110,8 +116,7 @@ def filled(scorer: Scorer, batch: Batch, filling: Filling) -> Iterator[Batch]:
     """The batch to run, while everything that could not be done to its ids is done to their embeddings."""
     with ExitStack() as stack:
         for h in batch.extras.get("holes", ()):
-            device = batch.ids.device
-            h = h._replace(at=h.at.to(device), u=h.u.to(device), scored=h.scored.to(device))
+            h = h.to(batch.ids.device)
             said = filling.said(scorer, batch, h) if filling.kind in PREDICTED else None
             if said is not None and filling.kind != "mixture":
                 batch, said = _put(batch, h, said[:, 0].long()), None
@@ -146,13 +151,14 @@ def _candidates(batch: Batch, everywhere: bool) -> Iterator[tuple[str, Tensor, T
         yield name, at[read], read.nonzero()[:, 0], batch.rows[batch.owner][read]
 
 
-def _drawn(share: float, key: int, grid: str, at: Tensor, scored: Tensor, row: Tensor) -> Holes:
+def _drawn(share: float, least: int, key: int, grid: str, at: Tensor, scored: Tensor, row: Tensor) -> Holes:
     rows, counts = row.unique_consecutive(return_counts=True)
     draws = [
         np.random.default_rng([key, r]).random((2, n)) for r, n in zip(rows.tolist(), counts.tolist(), strict=True)
     ]
     chance, u = torch.from_numpy(np.concatenate([np.zeros((2, 0)), *draws], 1))
-    chosen = chance < share
+    first = [d[0].argsort().argsort() < least for d in draws]  # the smallest chances of a row
+    chosen = (chance < share) | torch.from_numpy(np.concatenate([np.zeros(0, dtype=bool), *first]))
     return Holes(grid, at[chosen], u[chosen], scored[chosen], key)
 
 

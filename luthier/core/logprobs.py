@@ -223,9 +223,9 @@ class Scorer:
             self._ends_at_head(head)
         return self
 
-    def run(self, batch: Batch) -> Any:
-        """The model's own output on a batch."""
-        inputs: dict[str, Any] = dict(batch.inputs(self._mask_dtype()))
+    def run(self, batch: Batch, **asked: Any) -> Any:
+        """The model's own output on a batch, with whatever else it is asked for."""
+        inputs: dict[str, Any] = {**batch.inputs(self._mask_dtype()), **asked}
         if self._caches:
             inputs["use_cache"] = False
         with nullcontext() if batch.noise is None else noisy(self.plain, batch, *batch.noise):
@@ -346,8 +346,12 @@ class Scorer:
         return (found if ends else chunked(found)).unbind(-1)
 
     def embeddings(self, batch: Batch, pooling: Pooling) -> Tensor:
-        """One vector (B, D) for each row of the grid, of a model without a head."""
-        return pooled(self.run(batch).last_hidden_state, batch.mask, pooling)
+        """One vector (B, D) for each row of the grid, of the final states; a language-model head is passed over."""
+        head = self.plain.get_output_embeddings()
+        if head is None:
+            return pooled(self.run(batch).last_hidden_state, batch.mask, pooling)
+        with instead(head, lambda states: states[..., :1]):
+            return pooled(self.run(batch, output_hidden_states=True).hidden_states[-1], batch.mask, pooling)
 
     def _states(self, batch: Batch) -> Tensor:
         """States (N, D) that the head would see at the scored positions, where it is the model's end. No head runs."""

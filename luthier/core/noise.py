@@ -2,7 +2,7 @@
 
 `changed_embeddings` lets a function change the embeddings of one grid of ids, whatever the architecture, the tuner or the
 prompt in front; nothing else that the model embeds is touched, and the weights stay as they are. `uniform_noise` is the
-noise of NEFTune:
+noise of NEFTune, `normal_noise` a start for adversarial steps, `kept_numbers` dropout that no split of a step changes:
 
     embedding + alpha / sqrt(L D) u,    u uniform in (-1, 1)         L tokens of the sequence, D width
 
@@ -23,6 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from luthier.core.batch import Batch
+
+Draw = Callable[[int, torch.Generator], Tensor]
 
 
 @contextmanager
@@ -54,8 +56,11 @@ def _tables(model: Any) -> list[nn.Module]:
     return [half.get_input_embeddings() for half in halves]
 
 
-def uniform_noise(batch: Batch, alpha: float, key: int, width: int, device: torch.device) -> Tensor:
-    """(B, T, width) on the batch's input grid, zero on padding."""
+def by_row(batch: Batch, width: int, key: int, device: torch.device, draw: Draw) -> Tensor:
+    """(B, T, width) on the batch's input grid, zero on padding: what `draw` gives each data row, by place in its sequence.
+
+    `draw(length, generator)` is (length, width); the generator depends on key and data row alone.
+    """
     place, row = batch.sequences()
     rows, where = row.unique(return_inverse=True)  # -1, padding, is the first where there is any
     longest = torch.zeros(len(rows), dtype=torch.long, device=place.device)
@@ -65,10 +70,37 @@ def uniform_noise(batch: Batch, alpha: float, key: int, width: int, device: torc
     for i, (r, length) in enumerate(zip(rows.tolist(), longest.tolist(), strict=True)):
         if r < 0:
             continue
-        u = 2 * torch.rand(length, width, generator=generator.manual_seed((key + r) % 2**62), device=device) - 1
         mine = where == i
-        noise[mine] = alpha / math.sqrt(length * width) * u[place[mine]]
+        noise[mine] = draw(length, generator.manual_seed((key + r) % 2**62))[place[mine]]
     return noise
+
+
+def uniform_noise(batch: Batch, alpha: float, key: int, width: int, device: torch.device) -> Tensor:
+    """(B, T, width) on the batch's input grid, zero on padding."""
+
+    def draw(length: int, generator: torch.Generator) -> Tensor:
+        u = 2 * torch.rand(length, width, generator=generator, device=device) - 1
+        return alpha / math.sqrt(length * width) * u
+
+    return by_row(batch, width, key, device, draw)
+
+
+def normal_noise(batch: Batch, sigma: float, key: int, width: int, device: torch.device) -> Tensor:
+    """(B, T, width) of sigma N(0, 1), zero on padding."""
+
+    def draw(length: int, generator: torch.Generator) -> Tensor:
+        return sigma * torch.randn(length, width, generator=generator, device=device)
+
+    return by_row(batch, width, key, device, draw)
+
+
+def kept_numbers(batch: Batch, share: float, key: int, width: int, device: torch.device) -> Tensor:
+    """(B, T, width): 0 with chance `share`, else 1; 0 on padding."""
+
+    def draw(length: int, generator: torch.Generator) -> Tensor:
+        return (torch.rand(length, width, generator=generator, device=device) >= share).float()
+
+    return by_row(batch, width, key, device, draw)
 
 
 @contextmanager
@@ -80,3 +112,29 @@ def noisy(model: nn.Module, batch: Batch, alpha: float, key: int) -> Iterator[No
 
     with changed_embeddings(model, batch.ids, change):
         yield
+
+
+class same_dropout:
+    """The random state of the place where it is made, to be gone back to: `with` it, a model draws the same dropout again.
+
+    Afterwards the state is what it was before the `with`.
+    """
+
+    def __init__(self, device: torch.device):
+        self.devices = [] if device.type == "cpu" else [device]
+        self.states = self._now()
+
+    def _now(self) -> list[Tensor]:
+        return [torch.get_rng_state(), *(torch.get_device_module(d).get_rng_state(d) for d in self.devices)]
+
+    def _put(self, states: list[Tensor]) -> None:
+        torch.set_rng_state(states[0])
+        for device, state in zip(self.devices, states[1:], strict=True):
+            torch.get_device_module(device).set_rng_state(state, device)
+
+    def __enter__(self) -> None:
+        self.before = self._now()
+        self._put(self.states)
+
+    def __exit__(self, *error: object) -> None:
+        self._put(self.before)

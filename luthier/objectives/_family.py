@@ -293,6 +293,8 @@ class HeadObjective(Objective):
     """Weight: the number of rows.
 
     problems  kinds of labels it takes, in transformers' words (`problem_type`)
+    Rows may carry, in their extras, a `target` (C,) of shares of the classes in place of one class, and a `share` by which
+    their loss is multiplied.
     """
 
     rows = ("labelled",)
@@ -306,13 +308,26 @@ class HeadObjective(Objective):
     def weight(self, batch: Batch) -> float:
         return float(len(batch.rows))
 
+    def losses(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Loss (B,) of each row: of its label, or the mean over the classes of its target."""
+        assert batch.label is not None
+        target, share = batch.extras.get("target"), batch.extras.get("share")
+        if target is None:
+            losses = self.loss(outputs, batch.label)
+        else:
+            of_class = [self.loss(outputs, torch.full_like(batch.label, c)) for c in range(outputs.shape[1])]
+            losses = (outputs.new_tensor(target) * torch.stack(of_class, 1)).sum(1)
+        return losses if share is None else outputs.new_tensor(share) * losses
+
+    def said(self, scorer: Scorer, batch: Batch) -> Tensor:
+        """Outputs (B, C) of the head, at least float32."""
+        outputs = scorer.class_logits(batch)
+        return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+
     def compute(self, scorer: Scorer, batch: Batch) -> Loss:
         assert batch.label is not None
-        outputs = scorer.class_logits(batch)
-        outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
-        return Loss(
-            self.loss(outputs, batch.label).sum(), self.weight(batch), self.figures(outputs.detach(), batch.label)
-        )
+        outputs = self.said(scorer, batch)
+        return Loss(self.losses(outputs, batch).sum(), self.weight(batch), self.figures(outputs.detach(), batch.label))
 
     def figures(self, outputs: Tensor, label: Tensor) -> dict[str, tuple[Tensor, float]]:
         return {}

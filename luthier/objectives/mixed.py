@@ -22,6 +22,7 @@ Departures: none. All rows are of one type and all parts need the same head.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -36,6 +37,7 @@ from luthier.core.config import build
 from luthier.core.logprobs import Scorer
 from luthier.core.method import Loss, LuthierError, Objective
 
+HEADS = ("causal_lm", "masked_lm")
 _OWN = ("weight", "answer", "label")
 
 
@@ -64,8 +66,8 @@ class Mixed(Objective):
     per_row: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if len({o.task for o in self.objectives}) != 1 or self.objectives[0].task != type(self).task:
-            raise LuthierError(f"objective: all parts of a mixture need a {type(self).task} head")
+        if len(heads := {o.task for o in self.objectives}) != 1 or not heads <= set(HEADS):
+            raise LuthierError(f"objective: all parts of a mixture need the same head, {' or '.join(HEADS)}")
         for label, o in zip(self.labels, self.objectives, strict=True):
             if type(o).companions is not Objective.companions:
                 raise LuthierError(
@@ -90,6 +92,14 @@ class Mixed(Objective):
     @property
     def labels(self) -> tuple[str, ...]:
         return tuple(part.get("label", part.get("name", "")) for part in self.parts)
+
+    @property
+    def task(self) -> Any:  # type: ignore[override]
+        return self.objectives[0].task
+
+    @property
+    def group(self) -> int:  # type: ignore[override]
+        return math.lcm(*(o.group for o in self.objectives))
 
     @property
     def reference(self) -> Any:  # type: ignore[override]

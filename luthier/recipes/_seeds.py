@@ -75,22 +75,29 @@ def train_once(
     load: Any, tuner: Tuner, objective: Objective, train: Sequence[Example], held: Sequence[Example], settings: TrainSettings,
     seed: int,
 ) -> Outcome:  # fmt: skip
-    """One run from the seed's own head and data order. `load()` gives the untuned model as a `Loaded`."""
-    seed_everything(seed)
-    loaded = load()
+    """One run from the seed's own head and data order, judged on `held`. `load()` gives the untuned model as a `Loaded`."""
     labelled = isinstance(held[0], LabelledExample) and not isinstance(held[0].label, list)
-    pad = loaded.tokenizer.pad_token_id
-    settings = settings.model_copy(update={"save_strategy": "no", "eval_strategy": "no", "report_to": "none"})
-    loop = Loop(tuner.wrap(loaded.model, loaded.task, seed), tuner, objective, train, settings, pad, seed)
     start = _Start(held)
-    if not labelled:
-        loop.callbacks.append(start)
-    loop.fit()
+    loop = trained(load, tuner, objective, train, settings, seed, [] if labelled else [start])
     if labelled:
         numbers = isinstance(objective, HeadObjective) and "regression" in objective.problems
         return judge(outputs(loop, held), [e.label for e in held], numbers)  # type: ignore[union-attr]
     loss = loop.held_out_loss(held)
     return Outcome(-loss, not loss < start.loss)
+
+
+def trained(
+    load: Any, tuner: Tuner, objective: Objective, train: Sequence[Example], settings: TrainSettings, seed: int,
+    callbacks: Sequence[LoopCallback] = (),
+) -> Loop:  # fmt: skip
+    """The loop at the end of one run without a folder."""
+    seed_everything(seed)
+    loaded = load()
+    settings = settings.model_copy(update={"save_strategy": "no", "eval_strategy": "no", "report_to": "none"})
+    model = tuner.wrap(loaded.model, loaded.task, seed)
+    loop = Loop(model, tuner, objective, train, settings, loaded.tokenizer.pad_token_id, seed, callbacks=callbacks)
+    loop.fit()
+    return loop
 
 
 class _Start(LoopCallback):

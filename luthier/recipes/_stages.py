@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from luthier.core.config import Recipe
 from luthier.core.runs import RunFolder
@@ -32,3 +33,8 @@ def forget_checkpoints(folders: Iterable[Path]) -> None:
         if (folder / "results.json").exists():
             for checkpoint in RunFolder(folder).checkpoints():
                 shutil.rmtree(checkpoint)
+
+
+def stage(recipe: Recipe, **changes: Any) -> Recipe:
+    """The recipe of one stage: the whole one without its procedure."""
+    return Recipe.model_validate({**recipe.model_dump(exclude_unset=True), "procedure": None, **changes})

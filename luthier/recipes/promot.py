@@ -41,7 +41,7 @@ from luthier.core.config import ConfigError
 from luthier.core.config import Recipe as RunRecipe
 from luthier.core.method import LuthierError, PartialTuner, Recipe
 from luthier.recipes._behind import Behind, EachItsPrompt, from_folders
-from luthier.recipes._stages import finished, resumed
+from luthier.recipes._stages import finished, resumed, stage
 from luthier.verbs.run import Prepared, measured_tasks, run
 
 LONGEST_RATIO = 2.0
@@ -83,7 +83,7 @@ class ProMoT(Recipe):
             ready.append(self._second_stage(made, starts, recipe, home, say))
             return ready[0]
 
-        told = _without(recipe, output_dir=folder, **self._chosen(recipe, recipe.train, 10))
+        told = stage(recipe, output_dir=folder, **self._chosen(recipe, recipe.train, 10))
         told.train.cache_frozen_layers = False  # kept states know of no prompt
         given = {**given, "resume": resumed(folder, given.get("resume"))}
         done = run(told, change=change, **given)
@@ -142,7 +142,7 @@ class ProMoT(Recipe):
         place = home / "stage-1" if name == ONE else home / "stage-1" / name
         keys = {**FIRST, **self.train, "save_delta": False}
         train = config.TrainSettings.model_validate({**recipe.train.model_dump(exclude_unset=True), **keys})
-        told = _without(
+        told = stage(
             recipe, output_dir=str(place), tuner=self.tuner, evaluate={"drift": False}, analysis=None,
             name=f"{recipe.name or 'promot'}: stage 1{'' if name == ONE else f', {name}'}",
             **self._chosen(recipe, train, 5),
@@ -289,12 +289,6 @@ def _known(recipe: RunRecipe, names: list[str]) -> None:
                 f"evaluate.tasks: '{task.name}' is of group target, and no prompt has its name: call it one of "
                 f"{', '.join(names)}, or give it group: retention to be measured without a prompt"
             )
-
-
-def _without(recipe: RunRecipe, **changes: Any) -> RunRecipe:
-    """The recipe of one stage: the whole one without its procedure."""
-    told = {**recipe.model_dump(exclude_unset=True), "procedure": None, **changes}
-    return RunRecipe.model_validate(told)
 
 
 def _of_task(rows: Any, column: str, name: str) -> Any:

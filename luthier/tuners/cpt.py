@@ -107,8 +107,10 @@ class ContextPart(PromptPart):
         if (
             self.training
         ):  # the step before may have left the balls; the projection is a part of the step, not of the loss
-            with torch.no_grad():
-                self.delta.copy_(self.projected())
+            with (
+                torch.no_grad()
+            ):  # `data`: a second pass of the same step projects the same numbers, and autograd may go on
+                self.delta.data.copy_(self.projected())
         delta = self.delta if self.training else self.projected()
         at = torch.tensor(self.moving, dtype=torch.long, device=delta.device)
         return self.rows.to(delta.dtype).index_add(0, at, delta)

@@ -201,11 +201,12 @@ def _check_rows(rows: Any, objective: Objective) -> None:
 def _tokenizer(recipe: Recipe) -> Any:
     from transformers import AutoTokenizer
 
-    from luthier.verbs.load import _where
+    from luthier.verbs.load import _run_output, _where
 
     name = recipe.model.tokenizer or recipe.model.model_name_or_path
+    where = _where(name, _run_output(Path(name).expanduser()))
     try:
-        return AutoTokenizer.from_pretrained(_where(name, Path(name)), trust_remote_code=recipe.model.trust_remote_code)
+        return AutoTokenizer.from_pretrained(where, trust_remote_code=recipe.model.trust_remote_code)
     except (OSError, ValueError) as error:
         raise LuthierError(f"model '{name}' cannot be loaded: {str(error).splitlines()[0]}") from error
 
