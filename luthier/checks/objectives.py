@@ -40,6 +40,7 @@ from luthier.core.logprobs import Scorer
 from luthier.core.loop import Loop
 from luthier.core.method import Loss, Objective, PartialTuner
 from luthier.core.references import References
+from luthier.core.teacher import Top
 from luthier.core.trainable import Selection
 
 
@@ -120,10 +121,25 @@ class World:
         """Log-probability of each answer of each example."""
         return [torch.stack([plain.answer_logp(e.prompt, a) for a in e.answers]) for e in examples]
 
+    @staticmethod
+    @torch.no_grad()
+    def likeliest(plain: Plain, examples: Sequence[Any], k: int) -> list[Top]:
+        """The k likeliest tokens at the scored positions of each example, and their log-probabilities."""
+        out = []
+        for e in examples:
+            if isinstance(e, SourceTargetExample):
+                found = plain.decoder_logp(e.ids, [plain.start, *e.target[:-1]])
+            else:
+                found = plain.logp(e.ids)[[t - 1 for t in range(1, len(e.ids)) if e.counts[t]]]
+            out.append((found.topk(k).indices, found.topk(k).values))
+        return out
+
     def untuned(self, objective: Objective, model: nn.Module | None = None) -> References | None:
         """What a loop is given of the reference model; `model` where that is to be the tuned one's own base."""
         if objective.reference == "model":
             return References(model=model)
+        if objective.reference == "top":
+            return References(top=self.likeliest(Plain(self.model(reference=True)), self.examples, objective.k))
         if not objective.reference:
             return None
         companions = objective.companions(self.examples)
@@ -145,6 +161,10 @@ class World:
         """The batch with what `objective` needs of a reference model; `logp` where that is known."""
         if objective.reference == "model":
             batch.extras["untuned"] = reference
+        elif objective.reference == "top":
+            at = {e.row: e for e in self.examples}
+            told = self.likeliest(Plain(reference), [at[r] for r in batch.rows.tolist()], objective.k)
+            batch.top_ids, batch.top_logp = (torch.cat(part) for part in zip(*told))
         elif objective.reference:
             at = {e.row: e for e in self.examples}
             plain, rows = Plain(reference), list(dict.fromkeys(batch.rows.tolist()))

@@ -127,6 +127,7 @@ class Batch:
     scores     (A,) float     score or rank of each answer, where the data has one
     reference  (A,) float     log-probability of each answer under the reference model, where asked for
     weights    (N,) float     weight of each scored token; None: all one
+    top_ids, top_logp (N, k)  a teacher's likeliest tokens at each scored position and their log-probabilities, where asked for
     asked_by   (D,) long      query that each of D documents belongs to; the first of a query's own is the right one. The
                               grid holds the queries (where they are sequences of their own), then the documents
     keys       (D,) long      identity of each document;  query_keys (A,) of each query
@@ -150,6 +151,8 @@ class Batch:
     scores: Tensor | None = None
     reference: Tensor | None = None
     weights: Tensor | None = None
+    top_ids: Tensor | None = None
+    top_logp: Tensor | None = None
     asked_by: Tensor | None = None
     keys: Tensor | None = None
     query_keys: Tensor | None = None
@@ -192,7 +195,8 @@ class Batch:
         assert self.source is not None and self.target is not None and self.owner is not None
         at = kept[self.owner].nonzero()[:, 0]
         number = kept.long().cumsum(0) - 1
-        of_token = {k: v[at] for k in ("source", "target", "weights") if (v := getattr(self, k)) is not None}
+        names = ("source", "target", "weights", "top_ids", "top_logp")
+        of_token = {k: v[at] for k in names if (v := getattr(self, k)) is not None}
         of_answer = {k: v[kept] for k in ("rows", "scores", "reference") if (v := getattr(self, k)) is not None}
         changed: dict[str, Any] = of_token | of_answer
         if self.group is not None:  # numbered anew: groups of which nothing is kept are none
@@ -377,6 +381,8 @@ def first_answers(batch: Batch, of: int) -> Batch:
         sees=None if batch.sees is None else batch.sees[rows, :W, :W],
         source=number[row] * W + column, target=batch.target[kept], owner=batch.owner[kept],
         weights=None if batch.weights is None else batch.weights[kept],
+        top_ids=None if batch.top_ids is None else batch.top_ids[kept],
+        top_logp=None if batch.top_logp is None else batch.top_logp[kept],
     )  # fmt: skip
 
 

@@ -242,9 +242,12 @@ class Scorer:
         """Summed log-probability (A,) of each answer."""
         return batch.by_answer(self.token_logp(batch))
 
-    def read(self, batch: Batch, function: Callable[[Tensor, Tensor], Columns]) -> Columns:
-        """`function(logits (n, V), target (n,))` over the scored positions, in chunks; each of its tensors as (N,)."""
-        return self._columns(batch, lambda logits, target, at: function(logits, target))
+    def read(self, batch: Batch, function: Callable[..., Columns], *of_token: Tensor) -> Columns:
+        """`function(logits (n, V), target (n,), ...)` over the scored positions, in chunks; each of its tensors as (N,).
+
+        What else it is given are the same rows of `of_token`, tensors (N, ...).
+        """
+        return self._columns(batch, lambda logits, target, at: function(logits, target, *(t[at] for t in of_token)))
 
     def compare(self, batch: Batch, function: Callable[[Tensor, Tensor, Tensor], Columns]) -> Columns:
         """`function(logits, logits of the model beside, target)` likewise: no (N, V) of either model exists whole.

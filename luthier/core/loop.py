@@ -57,6 +57,7 @@ from luthier.core.references import References
 from luthier.core.runs import RunFolder
 from luthier.core.sources import cache_folder
 from luthier.core.subject import at_rest
+from luthier.core.teacher import Top
 from luthier.core.trainable import BlockGuard, Selection
 
 
@@ -98,11 +99,17 @@ class Collator:
     packed_length: int = 0
     share_prompt: bool = False
 
+    def rows(self, examples: Sequence[Example]) -> list[list[int]]:
+        """Which examples share a row of the grid; scored positions are in this order."""
+        if self.packed_length and isinstance(examples[0], TextExample):
+            return pack([len(e) for e in examples], self.packed_length)
+        return [[i] for i in range(len(examples))]
+
     def __call__(self, examples: Sequence[Example]) -> Batch:
         first = examples[0]
         if isinstance(first, TextExample):
             if self.packed_length:
-                rows = pack([len(e) for e in examples], self.packed_length)
+                rows = self.rows(examples)
                 return collate_packed([[examples[i] for i in row] for row in rows], self.pad)  # type: ignore[misc]
             return collate_text(examples, self.pad)  # type: ignore[arg-type]
         if isinstance(first, GroupExample):
@@ -551,12 +558,20 @@ class Loop:
 
     def _batch(self, rows: Sequence[int], step: int) -> Batch:
         rng = np.random.default_rng([self.seed, self.stage, step])
-        return self.objective.view(self._group(rows, self.examples, self.references.answers), step, self.total, rng)
+        told = self.references
+        return self.objective.view(self._group(rows, self.examples, told.answers, told.top), step, self.total, rng)
 
-    def _group(self, rows: Sequence[int], examples: Sequence[Example], logp: Sequence[Tensor] | None) -> Batch:
-        batch = self.collate([examples[i] for i in rows])
+    def _group(
+        self, rows: Sequence[int], examples: Sequence[Example], logp: Sequence[Tensor] | None,
+        top: Sequence[Top] | None = None,
+    ) -> Batch:  # fmt: skip
+        some = [examples[i] for i in rows]
+        batch = self.collate(some)
         if logp is not None:
             batch.reference = torch.cat([logp[i] for i in rows])
+        if top is not None:
+            order = [rows[i] for row in self.collate.rows(some) for i in row]
+            batch.top_ids, batch.top_logp = (torch.cat(part) for part in zip(*(top[i] for i in order), strict=True))
         return batch
 
     def _shared(
@@ -751,7 +766,7 @@ class Loop:
         if companions is not None:
             shared, _ = self._shared(mine, companions, self.references.held_companions)
         for rows, counts in mine:
-            batch = self._group(rows, examples, self.references.held_out)
+            batch = self._group(rows, examples, self.references.held_out, self.references.held_top)
             batch = self.objective.view(batch, HELD_OUT, self.total, np.random.default_rng(0)).to(self.device)
             batch.shared = shared
             with self.accelerator.autocast():

@@ -171,7 +171,10 @@ class Objective(Method):
     task       the head it needs: "causal_lm", "masked_lm", "classification", "embedding" (none: the final states)
     start      what the loss is before any step, in words and as a number where it is exact
     reference  what it needs of the untuned model: "" nothing; "answers" the log-probability of each answer, computed once
-               and stored; "model" the model itself, asked beside the tuned one (`Scorer.compare`)
+               and stored; "model" the model itself, asked beside the tuned one (`Scorer.compare`); "top" its `k` likeliest
+               tokens at each scored position, computed once and stored
+    teacher    the model that this is asked of in place of the untuned one, as a recipe names it; None: the untuned one
+    k          how many tokens "top" means
     idle       True if a scored token may have no gradient (a hinge that is kept, a side that is only a yardstick)
     group      rows whose loss depends on one another: they are drawn together and never split, so that sums still add.
                Each `group` rows of a batch, in order, are one; only the last may be smaller
@@ -181,6 +184,8 @@ class Objective(Method):
     rows: ClassVar[tuple[str, ...]] = ()
     task: ClassVar[str] = "causal_lm"
     reference: ClassVar[str] = ""
+    teacher: Any = None
+    k: int = 0
     idle: ClassVar[bool] = False
     group: int = 1
     row_options: ClassVar[dict[str, Any]] = {}

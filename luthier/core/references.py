@@ -1,6 +1,7 @@
-"""The untuned model as a reference: one number an answer, computed once and kept on disk, or the model itself.
+"""The untuned model as a reference, or another one as a teacher: what it says, computed once and kept on disk, or the model.
 
     ref[a] = log pi_ref(answer a | its prompt)              by the hash of model and data
+    top[n] = its k likeliest tokens at scored position n    likewise (core/teacher.py)
 
 Where these numbers are all that an objective needs, no second model is in memory. One that needs whole distributions asks
 the model itself at every step: the tuned one with its adapter off, or a frozen copy where that cannot be.
@@ -14,6 +15,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,9 +25,10 @@ from torch import Tensor, nn
 from luthier.core.batch import Example, GroupExample
 from luthier.core.config import TrainSettings
 from luthier.core.logprobs import Scorer
-from luthier.core.method import Objective, Tuner
+from luthier.core.method import LuthierError, Objective, Tuner
 from luthier.core.runs import hash_tensors
 from luthier.core.sources import cache_folder
+from luthier.core.teacher import TeacherStore, Top
 
 
 @dataclass
@@ -34,7 +37,8 @@ class References:
 
     answers          log-probabilities of each training example's answers;  companions  of the objective's companions
     held_out         the same of held-out examples;  held_companions  of their companions
-    model            a frozen copy, where the tuned model cannot be switched back
+    top              a teacher's likeliest tokens at the scored positions of each example;  held_top  of held-out examples
+    model            a teacher; or a frozen copy, where the tuned model cannot be switched back
     reused           whether the stored ones were all there already
     """
 
@@ -42,6 +46,8 @@ class References:
     companions: Sequence[Tensor] | None = None
     held_out: Sequence[Tensor] | None = None
     held_companions: Sequence[Tensor] | None = None
+    top: Sequence[Top] | None = None
+    held_top: Sequence[Top] | None = None
     model: nn.Module | None = None
     reused: bool = True
 
@@ -54,12 +60,22 @@ def references(
     pad: int,
     settings: TrainSettings,
     held_out: Sequence[Example] | None = None,
+    teacher: Any = None,
 ) -> References | None:
-    """Ask the untuned model, before it is wrapped, for what `objective` needs; None where that is nothing."""
+    """Ask the untuned model, before it is wrapped, for what `objective` needs; None where that is nothing.
+
+    `teacher`, a model or a store of what one said, stands in its place where the objective names one.
+    """
     if not objective.reference:
         return None
+    if objective.reference == "top":
+        if not isinstance(teacher, TeacherStore):
+            raise LuthierError(
+                f"objective '{objective.name}' needs what a teacher said: name it with objective.teacher"
+            )
+        return References(top=teacher.of(examples), held_top=None if held_out is None else teacher.of(held_out))
     if objective.reference == "model":
-        return References(model=untuned_copy(model, tuner))
+        return References(model=untuned_copy(model, tuner) if teacher is None else teacher)
     found = References()
 
     def stored(of: Sequence[Example] | None) -> Sequence[Tensor] | None:

@@ -36,7 +36,7 @@ TEMPORARY = ".part-"
 
 def write_text(path: Path, text: str) -> None:
     """Write a whole file or nothing."""
-    _whole(path, lambda part: part.write_text(text, encoding="utf-8"))
+    write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -58,7 +58,8 @@ def or_refuse(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _whole(path: Path, write: Callable[[Path], Any]) -> None:
+def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write(temporary file)` fill a file, then put it in the place of `path` in one step."""
     part = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
     try:
         with or_refuse(path):

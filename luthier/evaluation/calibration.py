@@ -4,12 +4,14 @@
     ece_mass = the same with M bins of equal count
     brier    = mean_i sum_c (p_ic - [c = gold_i])^2                 p (n, C)
     nll      = - mean_i log p_i,gold
+    trust    = accuracy - ece
 
 Confidence is the probability of the chosen class: of a class head, or of the choices of a question (or `labels`),
 whose probabilities a language model renormalises over the choices. ECE depends on M, which is stated with the task,
 and has a positive bias in small samples: compare values at the same n only.
 Cost:       one forward per item (head) or per item and choice.
-Paper:      Guo et al., 2017, arXiv:1706.04599, eq. 3; Nixon et al., 2019, arXiv:1904.01685 (equal count).
+Paper:      Guo et al., 2017, arXiv:1706.04599, eq. 3; Nixon et al., 2019, arXiv:1904.01685 (equal count);
+            trust: Shum et al., 2024, arXiv:2408.12168.
 Departures: none.
 """
 
@@ -33,6 +35,7 @@ from luthier.evaluation._family import (
     class_scores,
     right_choice,
     softmax,
+    weighted_mean,
 )
 
 
@@ -46,6 +49,7 @@ class Calibration(Scorer):
         "brier": False,
         "nll": False,
         "accuracy": True,
+        "trust": True,
     }
     proportions: ClassVar[frozenset[str]] = frozenset({"accuracy"})
     units: ClassVar[dict[str, str]] = {"nll": "nats"}
@@ -71,14 +75,13 @@ class Calibration(Scorer):
         answers.references = [n[g] for n, g in zip(names, gold, strict=True)]
         return answers
 
-    def decomposes(self, metric: str, answers: Answers) -> bool:
-        return not metric.startswith("ece")
-
     def aggregate(self, metric: str, answers: Answers) -> Aggregate:
         if metric == "ece":
             return lambda stats, w: equal_width(stats, w, self.bins)
         if metric == "ece_mass":
             return lambda stats, w: equal_count(stats, w, self.bins)
+        if metric == "trust":
+            return lambda stats, w: weighted_mean(stats["accuracy"], w) - equal_width(stats, w, self.bins)
         return super().aggregate(metric, answers)
 
     def details(self, answers: Answers) -> dict[str, Any]:

@@ -50,16 +50,22 @@ class TokenObjective(Objective):
         """Loss (N,) of each token, before weighting."""
         raise NotImplementedError
 
+    def losses(self, scorer: Scorer, batch: Batch) -> Tensor:
+        """Loss (N,) of each scored token, before weighting, by asking the model."""
+        assert batch.owner is not None
+        logp, mean = scorer.read(batch, logp_and_mean) if self.needs_mean else (scorer.token_logp(batch), None)
+        weights = torch.ones_like(logp) if batch.weights is None else batch.weights.to(logp)
+        return self.loss(TokenLogp(logp, batch.owner, weights, mean))
+
     def weight(self, batch: Batch) -> float:
         assert batch.target is not None
         return float(len(batch.target)) if batch.weights is None else float(batch.weights.sum())
 
     def compute(self, scorer: Scorer, batch: Batch) -> Loss:
-        assert batch.owner is not None
-        logp, mean = scorer.read(batch, logp_and_mean) if self.needs_mean else (scorer.token_logp(batch), None)
-        weights = torch.ones_like(logp) if batch.weights is None else batch.weights.to(logp)
-        losses = self.loss(TokenLogp(logp, batch.owner, weights, mean))
-        return Loss((losses * weights).sum(), self.weight(batch))
+        losses = self.losses(scorer, batch)
+        if batch.weights is not None:
+            losses = losses * batch.weights.to(losses)
+        return Loss(losses.sum(), self.weight(batch))
 
 
 def logp_and_mean(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -73,6 +73,10 @@ class Mixed(Objective):
                 raise LuthierError(
                     f"objective: part '{label}' needs a mean over whole steps, which a mixture does not take"
                 )
+        if len({(o.reference, str(o.teacher), o.k) for o in self.objectives if o.reference}) > 1:
+            raise LuthierError(
+                "objective: parts of a mixture that ask other models must ask the same one for the same thing"
+            )
         if len(set(self.labels)) < len(self.labels):
             raise LuthierError(f"objective: two parts are called '{self.labels[-1]}': give each a label of its own")
 
@@ -104,6 +108,14 @@ class Mixed(Objective):
     @property
     def reference(self) -> Any:  # type: ignore[override]
         return next((o.reference for o in self.objectives if o.reference), False)
+
+    @property
+    def teacher(self) -> Any:  # type: ignore[override]
+        return next((o.teacher for o in self.objectives if o.reference), None)
+
+    @property
+    def k(self) -> int:  # type: ignore[override]
+        return next((o.k for o in self.objectives if o.reference), 0)
 
     def _with(self, objectives: Sequence[Objective]) -> Self:
         """The same with other options of the parts."""

@@ -84,6 +84,7 @@ class EachItsPrompt(Objective):
     def __init__(self, inner: Objective, tuner: Behind, column: str):
         self.inner, self.tuner, self.column = inner, tuner, column
         self.rows, self.task, self.reference = inner.rows, inner.task, inner.reference  # type: ignore[misc]
+        self.teacher = inner.teacher
 
     @property
     def name(self) -> str:

@@ -50,10 +50,10 @@ class Loaded:
     def subject(self, decoder: Any = None, seed: int = 0) -> Subject:
         """The model as something that can be asked questions. Models that the decoder names are loaded beside it."""
         if decoder is not None:
-            decoder = decoder.for_models(self._beside, self.tokenizer)
+            decoder = decoder.for_models(self.beside, self.tokenizer)
         return Subject(self.model, self.tokenizer, task=self.task, decoder=decoder, name=self.name, seed=seed)
 
-    def _beside(self, told: Any) -> Other:
+    def beside(self, told: Any) -> Other:
         """Another model of the same kind and on the same device, by name or by a mapping of model settings."""
         settings = told if isinstance(told, str) else ModelSettings.model_validate(dict(told))
         found = load(settings, self.task)

@@ -21,6 +21,7 @@ from luthier.core.loop import Diverged, Fitted, Interrupted, Loop, LoopCallback,
 from luthier.core.method import LuthierError, Objective, Tuner
 from luthier.core.references import References, references
 from luthier.core.runs import RunFolder
+from luthier.core.teacher import SUFFIX, TeacherStore, asked, tokens_in_common, vocabulary_hash
 from luthier.report.words import first_up
 from luthier.verbs._display import Display, FromTransformers, Trackers
 from luthier.verbs.load import Loaded, calm, load
@@ -291,11 +292,42 @@ def _references(ready: Prepared, say: Callable[[str], None]) -> References | Non
     held_out = ready.held_out.examples if ready.held_out else None
     found = references(
         ready.loaded.model, ready.tuner, ready.objective, ready.train.examples, ready.loaded.tokenizer.pad_token_id,
-        ready.recipe.train, held_out,
+        ready.recipe.train, held_out, teacher_of(ready, say),
     )  # fmt: skip
     if found is not None and found.answers is not None:
         say("reference log-probabilities " + ("read from the store" if found.reused else "computed once and stored"))
     return found
+
+
+def teacher_of(ready: Prepared, say: Callable[[str], None] = lambda text: None) -> Any:
+    """What the objective learns from, where it names a teacher: that model, or a store of what it said of all rows."""
+    told, ours = ready.objective.teacher, (ready.loaded.name, ready.loaded.tokenizer)
+    if told is None:
+        return None
+    stored = ready.objective.reference == "top"
+    if stored and isinstance(told, str) and told.endswith(SUFFIX):
+        store = TeacherStore.load(told)
+        if store.about.get("vocabulary") != vocabulary_hash(ours[1]):
+            raise LuthierError(
+                f"{told}: its teacher has another tokenizer than '{ours[0]}': ids would mean other tokens"
+            )
+        return store.cut(ready.objective.k)
+    other = ready.loaded.beside(told)
+    tokens = tokens_in_common(ours, (other.name, other.tokenizer))
+    if not stored:
+        return other.model.requires_grad_(False)
+    examples = [*ready.train.examples, *(ready.held_out.examples if ready.held_out else [])]
+    store, reused = asked(
+        other.model, examples, ready.objective.k, ours[1].pad_token_id, vocabulary_hash(ours[1]), tokens,
+        ready.recipe.train.per_device_eval_batch_size,
+    )  # fmt: skip
+    mass = store.captured()
+    say(
+        f"teacher: its {ready.objective.k} likeliest tokens {'read from the store' if reused else 'stored'}; they hold "
+        f"{mass['mean']:.3f} of its probability, {mass['fifth_percentile']:.3f} at the 5th percentile; "
+        f"{mass['share_below_0.9']:.1%} of positions below 0.9"
+    )
+    return store
 
 
 def _callbacks(recipe: Recipe, given: Sequence[Any], quiet: bool) -> list[LoopCallback]:

@@ -40,3 +40,16 @@ def oracle_loop() -> None:
         m = next(m for m in range(M) if c <= (m + 1) / M)
         gaps[m] += float(row.argmax() == g) - c
     equal(evaluation.value(scorer, answers, "ece"), sum(map(abs, gaps)) / len(p), "ece")
+    right = float((p.argmax(1) == truth).mean())
+    equal(evaluation.value(scorer, answers, "trust"), right - sum(map(abs, gaps)) / len(p), "trust")
+
+
+def oracle_equal_count() -> None:
+    """Items in order of confidence, cut into M parts of one size: 120 items, 10 bins of 12."""
+    scorer = method(__name__)
+    answers, p, truth = _told()
+    order = sorted(range(len(p)), key=lambda i: p[i].max())
+    size = len(p) // scorer.bins
+    parts = [order[m * size : (m + 1) * size] for m in range(scorer.bins)]
+    gaps = [abs(sum(float(p[i].argmax() == truth[i]) - p[i].max() for i in part)) for part in parts]
+    equal(evaluation.value(scorer, answers, "ece_mass"), sum(gaps) / len(p), "ece_mass")
