@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from luthier.core.adapt import ModuleTuner
+from luthier.core.adapt import BridgedTuner, ModuleLayer
 from luthier.core.anatomy import anatomy
 from luthier.core.method import LuthierError
 from luthier.tuners._ladder import Bottleneck, Path, Rung, ends
@@ -51,13 +51,16 @@ class SideBlock(Rung):
     def climb(self, h: Tensor, x: Tensor, before: Tensor | None) -> Tensor:
         if self.enter is not None:
             before = self.enter(_normed(x))
+        assert before is not None
         share = torch.sigmoid(self.gate / self.temperature)
         mixed = share * self.read(_normed(h)) + (1 - share) * before  # (B, T, s)
         return mixed + self.block(mixed)
 
     def end(self, y: Tensor, state: Tensor) -> Tensor:
         assert self.leave is not None
-        return y.detach() + self.leave(state)  # embeddings may ask for a gradient (checkpointing): it would lead nowhere
+        return y.detach() + self.leave(
+            state
+        )  # embeddings may ask for a gradient (checkpointing): it would lead nowhere
 
 
 def _linear(inputs: int, outputs: int) -> nn.Linear:
@@ -72,12 +75,12 @@ def _normed(h: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class LadderSide(ModuleTuner):
+class LadderSide(BridgedTuner):
     paper: ClassVar[str] = "arXiv:2206.06522"
     cards: ClassVar[tuple[int, ...]] = (60,)
     capabilities: ClassVar[frozenset[str]] = frozenset({"identity", "off", "several", "generate"})
     learning_rate: ClassVar[float] = 1e-3
-    targets: ClassVar[tuple[str, ...]] = ()  # blocks, all of them
+    layer_class: ClassVar[type] = ModuleLayer
 
     reduction: int = 8
     expansion: int = 4

@@ -27,7 +27,7 @@ def test_the_graph_keeps_nothing_of_the_blocks(world: Any) -> None:
     base, inside, after = model.get_base_model(), [], []
     for layer in anatomy(model).layers:
         block = base.get_submodule(layer.name)
-        block.register_forward_hook(lambda m, args, out: after.append((out[0] if isinstance(out, tuple) else out)))
+        block.register_forward_hook(lambda m, args, out: after.append(out[0] if isinstance(out, tuple) else out))
         for matrix in layer.matrices:
             base.get_submodule(matrix.module).register_forward_hook(lambda m, args, out: inside.append(out))
     with torch.enable_grad():

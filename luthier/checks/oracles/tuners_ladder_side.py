@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,14 +36,20 @@ def oracle_no_way_back() -> None:
     for world in worlds(tuner):
         model = trained(tuner, world).train()
         model.enable_input_require_grads()
-        base, read = model.get_base_model(), []
-        embedded = base.get_input_embeddings().register_forward_hook(lambda m, args, y: read.append(y))
+        read: list[Tensor] = []
+        table = model.get_base_model().get_input_embeddings().weight
+        for module in (m for m in model.modules() if isinstance(m, nn.Embedding) and m.weight is table):
+            module.register_forward_hook(partial(_keep, read))
         with torch.enable_grad():
             world.loss(model).backward()
-        embedded.remove()
-        require(all(y.grad_fn is None and y.grad is None for y in read), f"{world.label}: a gradient reached the input")
+        asked = bool(read) and all(y.requires_grad for y in read)
+        require(asked and all(y.grad is None for y in read), f"{world.label}: a gradient reached the input")
         idle = [n for n, p in tuners.trainable(model).items() if p.grad is None]
         require(not idle, f"{world.label}: no gradient for {idle[:1]}")
+
+
+def _keep(read: list[Tensor], module: nn.Module, args: Any, y: Tensor) -> None:
+    read.append(y)
 
 
 def _beside(plain: nn.Module, parts: list[Tensors], blocks: list[str], temperature: float) -> None:
