@@ -473,6 +473,10 @@ class ModulePart(nn.Module):
     def forward(self, y: Tensor, x: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def folded(self) -> ModulePart:
+        """The part that serving needs."""
+        return self
+
 
 class ModuleLayer(BridgedLayer):
     inside: Inside | None = None
@@ -502,6 +506,10 @@ class ModuleLayer(BridgedLayer):
             return self.base_layer(*args, **kwargs)
         finally:
             handle.remove()
+
+    def fold(self, name: str) -> None:
+        part: Any = self.parts[name]
+        self.parts[name] = part.folded()
 
 
 def _through(parts: list[nn.Module], y: Tensor, x: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ from transformers import AttentionInterface
 from luthier.core.adapt import WHOLE_BATCH, BridgedLayer, BridgedModel, BridgedTuner, found_modules
 from luthier.core.anatomy import anatomy, head_sizes, kind_of
 from luthier.core.batch import positions_from_mask
-from luthier.core.method import Refusal
+from luthier.core.method import Refusal, Tuner
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(B, H, T, d) query, (B, G, S, d) keys and values to (B, T, H, d). Keys beyond the model's own are in front."""
@@ -199,6 +199,17 @@ class AttentionModel(BridgedModel):
         return takes and kind_of(self.model) == "decoder"
 
 
+EVERY_ATTENTION = ("heads", "cross_attention")
+
+
+def attention_modules(method: Tuner, model: nn.Module, roles: tuple[str, ...] = EVERY_ATTENTION) -> list[str]:
+    """Names of the modules of `roles` in which parts can act. Raises Refusal."""
+    names = found_modules(method, anatomy(model), roles)
+    first = model.get_submodule(names[0])
+    _interface(first.get_base_layer() if isinstance(first, BridgedLayer) else first)
+    return names
+
+
 class AttentionTuner(BridgedTuner):
     """Base of methods that act inside attention.
 
@@ -207,16 +218,13 @@ class AttentionTuner(BridgedTuner):
 
     layer_class: ClassVar[type] = AttentionLayer
     model_class: ClassVar[type | None] = AttentionModel
-    targets: ClassVar[tuple[str, ...]] = ("heads", "cross_attention")
+    targets: ClassVar[tuple[str, ...]] = EVERY_ATTENTION
 
     def build(self, shape: tuple[int, int, int], kind: str) -> AttentionPart:
         raise NotImplementedError
 
     def target_modules(self, model: nn.Module) -> list[str]:
-        names = found_modules(self, anatomy(model), self.targets)
-        first = model.get_submodule(names[0])
-        _interface(first.get_base_layer() if isinstance(first, BridgedLayer) else first)
-        return names
+        return attention_modules(self, model, self.targets)
 
     def build_for(self, target: nn.Module, model: nn.Module, name: str) -> nn.Module:
         return self.build(head_sizes(model), kind_at(model, name))

@@ -605,6 +605,7 @@ class Loop:
         """Forward and backward over the micro-batches of this step, clip, and take the step."""
         if self.guard is not None:
             self.guard.begin(self.step_index)
+        self.tuner.before_step(self.plain, random.Random(f"{self.seed}/{self.stage}/step {self.step_index}"))
         shares = self._mine(self._chunks(self.step_index))
         mine = [(self._batch(rows, self.step_index), counts) for rows, counts in shares]
         weights = [self.objective.weight(b) if counts else 0.0 for b, counts in mine]

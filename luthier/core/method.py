@@ -103,6 +103,13 @@ class Tuner(Method):
         """What moves from here on, of the wrapped `model`. `probe` has batches, rows, gradients, optimiser and costs."""
         raise NotImplementedError
 
+    def before_step(self, model: nn.Module, rng: random.Random) -> None:
+        """Called before every optimiser step on the wrapped model: for what a method draws anew.
+
+        `rng` depends on seed, stage and step alone: all micro-batches and processes of a step see one draw, and a resumed
+        run the same.
+        """
+
     def due(self, epoch: int) -> bool:
         """Whether what moves is drawn or chosen again as epoch `epoch` > 0 begins."""
         return getattr(self, "reselect", "never") == "epoch"

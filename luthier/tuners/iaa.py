@@ -30,42 +30,13 @@ from typing import ClassVar, Literal, Self
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from luthier.core.adapt import ModulePart, ModuleTuner, activation, linear_size
+from luthier.core.adapt import ModulePart, ModuleTuner, linear_size
 from luthier.core.anatomy import anatomy, base_transformer
 from luthier.core.method import LuthierError
+from luthier.tuners._ladder import Bottleneck, Path, Rung, ends
 
 SUB_LAYERS = {"o": "q", "down": "up"}
 """The last matrix of a sub-layer, and one that reads the sub-layer's input."""
-
-
-class Path(nn.Module):
-    """What is handed from one part to a later one within a forward pass: an input x, or the ladder's a."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.held: Tensor | None = None
-
-    def put(self, value: Tensor) -> None:
-        self.held = value
-
-    def take(self) -> Tensor:
-        assert self.held is not None, "nothing was handed over: a sub-layer ran without its first matrix"
-        value, self.held = self.held, None
-        return value
-
-
-class Bottleneck(nn.Module):
-    """act(x P + p) Q + q."""
-
-    def __init__(self, inputs: int, size: int, outputs: int, act: str):
-        super().__init__()
-        self.down, self.up, self.act = nn.Linear(inputs, size), nn.Linear(size, outputs), activation(act)
-        nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
-        for zero in (self.down.bias, self.up.weight, self.up.bias):
-            nn.init.zeros_(zero)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.up(self.act(self.down(x)))
 
 
 class LowRank(nn.Module):
@@ -107,26 +78,16 @@ class SubLayer(ModulePart):
         return out + self.aside(self.shared.take().to(y.dtype))
 
 
-class Rung(ModulePart):
-    """On a block: one step of the ladder."""
-
-    shared: Path
+class Step(Rung):
+    """a_l = a_(l-1) + S_l(LN(h_l) + a_(l-1))."""
 
     def __init__(self, aside: nn.Module, first: bool, last: bool, detach: bool):
-        super().__init__()
-        self.aside, self.first, self.last, self.detach = aside, first, last, detach
+        super().__init__(first, last, detach)
+        self.aside = aside
 
-    def forward(self, y: Tensor, x: Tensor) -> Tensor:
-        h = F.layer_norm(y.detach() if self.detach else y, y.shape[-1:])
-        if self.first:
-            a = self.aside(h)
-        else:
-            before = self.shared.take()
-            a = before + self.aside(h + before)
-        if self.last:
-            return y + a
-        self.shared.put(a)
-        return y
+    def climb(self, h: Tensor, x: Tensor, before: Tensor | None) -> Tensor:
+        h = F.layer_norm(h, h.shape[-1:])
+        return self.aside(h) if before is None else before + self.aside(h + before)
 
 
 @dataclass(frozen=True)
@@ -172,11 +133,9 @@ class Iaa(ModuleTuner):
 
     def build_for(self, target: nn.Module, model: nn.Module, name: str) -> nn.Module:
         body = anatomy(model)
-        here = next((layer for layer in body.layers if layer.name == name), None)
-        if here is not None:
-            stack = [layer.index for layer in body.layers if layer.stack == here.stack]
+        if self.wiring == "ladder":
             aside = Bottleneck(body.width, self.aside_size, body.width, self.act)
-            return Rung(aside, here.index == min(stack), here.index == max(stack), self.detach)
+            return Step(aside, *ends(body, name), self.detach)
         if name not in self._matrices(model):
             return Tap()
         inputs, outputs = linear_size(target)
