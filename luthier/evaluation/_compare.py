@@ -4,7 +4,7 @@
 
 A value has a 95% interval over its items: Wilson for proportions, BCa bootstrap for the rest. A difference is tested
 on the same items: McNemar (exact) for 0/1, sign flips for means, swaps of base and tuned for metrics that are not
-means. The main metrics of a group (target, retention, drift) are corrected together (Holm); `p` is then the corrected
+means. The main metrics of a group (target, safety, retention, drift) are corrected together (Holm); `p` is then the corrected
 one and `test` says so.
 """
 
@@ -27,7 +27,7 @@ from luthier.evaluation import _statistics as statistics
 from luthier.evaluation._family import Answers, Item, Scorer, TextScorer, items_of
 
 TASKS = Path(__file__).parent / "tasks"
-GROUPS = ("target", "retention", "drift")
+GROUPS = ("target", "safety", "retention", "drift")
 _OWN = ("name", "version", "title", "scorer", "data", "group", "metric", "limit", "note", "template", "columns")
 _WORDS_ONLY = ("title", "note", "group", "limit")
 """Keys whose change leaves every prompt and score as it is."""
@@ -41,7 +41,7 @@ class Task:
 
     scorer    a method of this axis
     data      rows, or a source that `luthier.data.read` reads; None where the scorer brings its rows
-    group     "target" (what was tuned for), "retention" (what must stay) or "drift"
+    group     "target" (what was tuned for), "safety" (an audit), "retention" (what must stay) or "drift"
     metric    main metric; default: the scorer's first
     template  makes the prompt from columns: "Q: {question}\\nA:"
     columns   wanted column: column in the data
@@ -155,7 +155,7 @@ class Measured:
         return [
             {"task": name, "id": i, "prompt": p, "predict": o, "label": r}
             for name, a in self.answers.items()
-            if isinstance(self.tasks[name].scorer, TextScorer)
+            if isinstance(scorer := self.tasks[name].scorer, TextScorer) and scorer.keep_texts
             for i, p, o, r in zip(a.ids, a.prompts, a.outputs, a.references, strict=True)
         ]
 
@@ -220,7 +220,8 @@ def measure(
             raise LuthierError(f"evaluate.tasks: two tasks are named '{one.name}': rename one")
         before = base.answers.get(one.name) if base is not None else None
         found.tasks[one.name] = one
-        found.answers[one.name] = one.scorer.ask(subject, one.items(), before)
+        answers = one.scorer.ask(subject, one.items(), before)
+        found.answers[one.name] = answers if one.scorer.keep_texts else answers.without_texts()
         known = one.scorer.table(found.answers[one.name])
         if one.metric and one.metric not in known:
             raise LuthierError(f"task {one.name}: metric '{one.metric}' is none of {', '.join(known)}")
@@ -417,7 +418,7 @@ def samples(base: Measured, tuned: Measured, limit: int | None = None) -> list[d
         a, b = _same_items(name, base.answers[name], tuned.answers[name])
         scorer = tuned.tasks[name].scorer
         score = scorer.sample
-        if not score:
+        if not score or not scorer.keep_texts:
             continue
         judged = scorer.metrics.get(score, False)  # a statistic that is no metric does not say right or wrong
         for i in range(len(b) if limit is None else min(limit, len(b))):

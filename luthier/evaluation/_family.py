@@ -13,7 +13,7 @@ import re
 import string
 import unicodedata
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -148,6 +148,11 @@ class Answers:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def without_texts(self) -> Answers:
+        """The numbers alone."""
+        none = [""] * len(self)
+        return replace(self, prompts=none, references=none, outputs=none)
+
 
 def weighted_mean(values: NDArray, weights: NDArray) -> NDArray:
     """(n,) and (R, n) to (R,)."""
@@ -161,11 +166,13 @@ class Scorer(Evaluator):
     proportions  metrics that are means of 0/1 statistics of the same name: Wilson intervals and McNemar's test
     units        unit of a metric that has one
     sample       the statistic shown as an item's score; empty: an item has no answer to show
+    keep_texts   whether prompts and outputs may be written anywhere
     """
 
     proportions: ClassVar[frozenset[str]] = frozenset()
     units: ClassVar[dict[str, str]] = {}
     sample: ClassVar[str] = ""
+    keep_texts: bool = True
 
     def rows(self) -> list[dict[str, Any]] | None:
         """Rows of scorers that bring their own."""

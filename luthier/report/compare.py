@@ -661,6 +661,7 @@ def _view(folder: Path, found: Mapping[str, Any], problem: str) -> dict[str, Any
         "costs": plots,
         "kept": kept_plots,
         "front_of_three": _front_of_three(found),
+        "audit": words.first_up(str(mapping(found.get("audit")).get("text") or "")),
         "details": _details(order, cells),
         "pilots": _pilots(found),
         "curves": _curves(folder, order, cells),

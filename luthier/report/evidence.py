@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-GROUPS = ("target", "retention", "drift")
+GROUPS = ("target", "safety", "retention", "drift")
 RATES = frozenset({"ece", "brier", "error", "error_rate", "refusal_rate"})
 
 # Student's t, two-sided 95%, by degrees of freedom.

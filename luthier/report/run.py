@@ -25,11 +25,13 @@ from luthier.report.page import (
     state_banners,
     tip,
     two_sizes,
+    unique,
     write_page,
 )
 
 GROUP_TITLES = {
     "target": ("Target", "what the run was meant to change"),
+    "safety": ("Safety", "what it must still refuse, and still answer"),
     "retention": ("Retention", "what it was meant to keep"),
     "drift": ("Drift", "how far it moved in general"),
     "other": ("Other", "measured, with no stated role"),
@@ -77,6 +79,7 @@ def _view(
         "groups": _groups(found),
         "axis": charts.strip_axis(),
         "effects": _effects(found),
+        "audit": _audit(mapping(results.get("audit")), found),
         "curves": _curves(metrics),
         "cards": _cards(cost),
         "reliability": _reliability(mapping(results.get("calibration")), found),
@@ -170,8 +173,80 @@ def _effects(found: Sequence[Change]) -> list[dict[str, str]]:
     return [
         {"title": c.title, "group": c.group, "text": words.side_effect(c), "note": c.note, **judgement(c)}
         for c in found
-        if c.main and c.group != "target"
+        if c.main and c.group not in ("target", "safety")
     ]
+
+
+def _audit(told: Mapping[str, Any], found: Sequence[Change]) -> dict[str, Any]:
+    """The gate, each loss that it judges, refusals by category, and their curve; empty where there was no audit."""
+    if not told:
+        return {}
+    titles = {change.task: change.title for change in found}
+    gate = mapping(told.get("gate"))
+    losses = [
+        {
+            "title": titles.get(str(one.get("task")), str(one.get("task"))), "metric": words.metric_words(str(one.get("metric"))),
+            "at_most": _loss(one.get("at_most")), "allowed": _loss(one.get("allowed")), "passed": one.get("passed") is True,
+        }
+        for one in rows(gate.get("losses"))
+    ]  # fmt: skip
+    categories = [
+        {
+            "title": titles.get(str(one.get("task")), str(one.get("task"))), "category": str(one.get("category")),
+            "n": words.count(one.get("n")), "base": _rate_with_bounds(one.get("base")),
+            "tuned": _rate_with_bounds(one.get("tuned")), "p": words.p_words(real(one.get("p"))),
+        }
+        for one in rows(told.get("categories"))
+    ]  # fmt: skip
+    small = [
+        f"{titles.get(task, task)}: {words.points(share)}"
+        for task, share in ((t, real(v)) for t, v in mapping(told.get("shows")).items())
+        if share is not None
+    ]
+    half = real(told.get("half"))
+    return {
+        "passed": gate.get("passed") is True,
+        "losses": losses,
+        "categories": categories,
+        "shows": words.listed(small),
+        "limits": str(told.get("limits") or ""),
+        "repairs": [{k: str(one.get(k) or "") for k in ("what", "command")} for one in rows(told.get("repairs"))],
+        "curves": _audit_curves(rows(told.get("curve")), titles),
+        "half": "" if half is None else f"Half of the refusals were gone after {half:.0f} steps.",
+        "texts": "" if told.get("texts") == "kept" else "Prompts and answers of the audit were not kept.",
+    }
+
+
+def _loss(value: Any) -> str:
+    """A loss in points; what could not be bounded is said to be so."""
+    found = real(value)
+    return words.NOT_MEASURED if found is None else words.points(found)
+
+
+def _rate_with_bounds(entry: Any) -> dict[str, str]:
+    """A share, and its 95% interval for the tooltip."""
+    value, low, high = (real(mapping(entry).get(key)) for key in ("value", "low", "high"))
+    text = words.NOT_MEASURED if value is None else words.rate(value)
+    return {
+        "text": text,
+        "tip": f"95% interval {tip(low)} to {tip(high)}" if low is not None and high is not None else "",
+    }
+
+
+def _audit_curves(looks: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> list[dict[str, str]]:
+    """A small chart for each task that was asked along the way; shares on one scale."""
+    out = []
+    for task in unique([key for look in looks for key in look if key not in ("step", "epoch")]):
+        points = [(x, y) for look in looks if (x := real(look.get("step"))) is not None
+                  and (y := real(look.get(task))) is not None]  # fmt: skip
+        title, share = titles.get(task, task), all(0 <= y <= 1 for _, y in points)
+        if points:
+            drawn = charts.line_chart(
+                [charts.Line(title, points, "held")], label=_described(title, points), size=(320, 170),
+                y_range=(0.0, 1.0) if share else None,
+            )  # fmt: skip
+            out.append({"title": title, "svg": drawn})
+    return out
 
 
 _NAMED_CURVES = {"learning_rate": "Learning rate", "grad_norm": "Gradient norm"}

@@ -240,7 +240,7 @@ def run_verdict(who: str, found: Sequence[Change], status: str = "done", last_st
         clauses = ["no target task was measured"]
     if len(targets) > 3:
         clauses.append(f"{len(targets) - 3} more targets are in the table")
-    clauses.append(retention_clause([change for change in main if change.group == "retention"]))
+    clauses.append(retention_clause([change for change in main if change.group in ("safety", "retention")]))
     sentence = "; ".join(clauses) + "."
     return sentence if sentence.startswith(who) else first_up(sentence)
 

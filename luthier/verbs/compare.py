@@ -202,7 +202,7 @@ def _header(told: Recipe, folder: Path, methods: list[str], seeds: list[int], ta
         "methods": methods,
         "seeds": seeds,
         "target": None,
-        "retention": {"tasks": [t.name for t in tasks if t.group == "retention"]},
+        "retention": {"tasks": [t.name for t in tasks if t.group in ("safety", "retention")]},
         "pilots": {},
         "cells": [],
         "manifest": runs.provenance(),

@@ -23,6 +23,7 @@ from luthier.core.references import References, references
 from luthier.core.runs import RunFolder
 from luthier.core.teacher import SUFFIX, TeacherStore, asked, tokens_in_common, vocabulary_hash
 from luthier.report.words import first_up
+from luthier.verbs._audit import Watch
 from luthier.verbs._display import Display, FromTransformers, Trackers
 from luthier.verbs.load import Loaded, calm, load
 
@@ -119,10 +120,13 @@ def run(
         untuned = _references(ready, say)
         name = ready.loaded.name
         model = ready.tuner.wrap(ready.loaded.model, ready.loaded.task, told.seed)
+        heard = _callbacks(told, callbacks, quiet)
+        if (audited := told.evaluate.audit) is not None and audited.every is not None:
+            heard.append(Watch(ready, before, audited.every))
         loop = Loop(
             model, ready.tuner, ready.objective, ready.train.examples, told.train, ready.loaded.tokenizer.pad_token_id,
             told.seed, folder, ready.held_out.examples if ready.held_out else None, untuned,
-            _callbacks(told, callbacks, quiet), accelerator,
+            heard, accelerator,
             fresh=lambda: ready.tuner.wrap(load(told.model, ready.loaded.task).model, ready.loaded.task, told.seed),
         )  # fmt: skip
         fitted = loop.fit(checkpoint)
@@ -278,6 +282,10 @@ def measured_tasks(recipe: Recipe) -> list[Any]:
 
     told = recipe.evaluate
     found = [task(t) for t in told.tasks]
+    if told.audit is not None:
+        from luthier.evaluation._audit import tasks
+
+        found += tasks(told.audit)
     if told.limit is not None:
         found = [replace(t, limit=min(told.limit, t.limit or told.limit)) for t in found]
     causal = recipe.method("objectives", "objective").task == "causal_lm"
@@ -522,6 +530,10 @@ def _after(
         say("measuring the tuned model")
         after = ready.measure(tuned, before)
         results = pair(before, after)
+        if (asked := ready.recipe.evaluate.audit) is not None:
+            from luthier.evaluation._audit import summary
+
+            results["audit"] = summary(before, after, results, asked, fitted.log)
         runs.write_lines(folder.path / "samples.jsonl", samples(before, after, ready.recipe.evaluate.samples))
         runs.write_lines(folder.path / "generated_predictions.jsonl", after.predictions())
     results["cost"] = cost
