@@ -1048,12 +1048,14 @@ class _Window:
 # ------------------------------------------------------------------------------------------------- helpers
 
 
-def attach(objective: Objective, model: nn.Module) -> None:
-    """Give the wrapped model what the objective trains beside it, unless it is there."""
-    if isinstance(objective, OnlineObjective) and OWN_HEAD not in dict(model.named_children()):
-        head = objective.head(model)
-        if head is not None:
-            model.add_module(OWN_HEAD, head)
+def attach(objective: Objective, model: nn.Module) -> nn.Module | None:
+    """Give the wrapped model what the objective trains beside it, unless it is there already; what was given."""
+    if not isinstance(objective, OnlineObjective) or OWN_HEAD in dict(model.named_children()):
+        return None
+    head = objective.head(model)
+    if head is not None:
+        model.add_module(OWN_HEAD, head)
+    return head
 
 
 def detach(model: nn.Module) -> None:

@@ -52,7 +52,7 @@ class Rollouts:
         """An example for every prompt as long as an answered one can be, to plan and to measure by. Raises LuthierError."""
         if any(type(e) is not TextExample or "row" not in e.extras for e in prompts):
             raise LuthierError(f"objective '{objective.name}' takes prompts: say data.type: prompts")
-        if model.config.is_encoder_decoder:
+        if getattr(model.config, "is_encoder_decoder", False):
             raise LuthierError(f"objective '{objective.name}' takes decoder models, not an encoder-decoder")
         self.prompts = list(prompts)  # type: ignore[arg-type]
         window, most = window_of(model), self.settings.max_new_tokens

@@ -54,14 +54,14 @@ def with_columns(answered: Sequence[GroupExample], columns: dict[str, Sequence[T
 
 
 def scores_of(example: GroupExample) -> Tensor:
-    """Rewards (K,) of the answers, float32."""
+    """Rewards (K,) of the answers, float64."""
     assert example.scores is not None
-    return torch.tensor(example.scores, dtype=torch.float32)
+    return torch.tensor(example.scores, dtype=torch.float64)
 
 
 def by_answer(example: GroupExample, name: str) -> list[Tensor]:
-    """A column (N,) of an example, split into its answers."""
-    return list(example.extras[name].split([len(a) for a in example.answers]))
+    """A column (N,) of an example, split into its answers, float64."""
+    return list(example.extras[name].double().split([len(a) for a in example.answers]))
 
 
 def ratio_of(log_ratio: Tensor) -> Tensor:

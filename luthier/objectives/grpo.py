@@ -8,12 +8,14 @@
     rho      pi / pi_old of a token (N,); with importance_sampling_level: sequence, the geometric mean over its answer
     beta     strength of the pull towards the untuned model; 0: it is not asked
     kl       estimate of KL_n: k3, pi_ref / pi - 1 - log pi_ref / pi; k1, k2 (objectives/_policy.py)
+    use_bias_correction_kl       KL_n is multiplied by rho_n: its gradient is then right on average, which that of k3 is not
     epsilon_high      none: epsilon
     scale_rewards     std over the group, over all answers of the round (batch), or none: A is the difference alone
 Start:      ratio 1: minus the mean of A over what is averaged, which is 0 for `grpo`; KL exactly 0.
 Cost:       a round: K answers a prompt, then one forward pass to recall them, two with beta; nothing beside the policy.
 Paper:      Shao et al., 2024, DeepSeekMath, arXiv:2402.03300, eq. 3 and 4; `dapo` and epsilon_high: Yu et al., 2025,
-            arXiv:2503.14476, eq. 8; ratio of a sequence: Zheng et al., 2025, GSPO, arXiv:2507.18071, eq. 7.
+            arXiv:2503.14476, eq. 8; ratio of a sequence: Zheng et al., 2025, GSPO, arXiv:2507.18071, eq. 7; KL times
+            rho: DeepSeek-V3.2, 2025, arXiv:2512.02556.
 Departures: std is that of a sample (K - 1) and 1e-4 is added, as in trl. `dapo` divides by the tokens of the optimiser
             step, where trl takes their mean over the steps of a round: the same where a round is one step.
 """
@@ -54,6 +56,7 @@ class GRPO(PolicyObjective):
     scale_rewards: Literal["group", "batch", "none"] = "group"
     importance_sampling_level: Literal["token", "sequence"] = "token"
     kl: Literal["k1", "k2", "k3"] = "k3"
+    use_bias_correction_kl: bool = True
 
     def credit(self, answered: Sequence[GroupExample], memory: dict[str, float]) -> list[GroupExample]:
         scores = [scores_of(e) for e in answered]
@@ -86,7 +89,7 @@ class GRPO(PolicyObjective):
         figures = {"clip_ratio": (clipped(ratio, advantage, *bounds).to(logp).sum(), N)}
         if self.beta:
             kl = KL[self.kl](logp, column(batch, "ref", logp))
-            losses = losses + self.beta * kl
+            losses = losses + self.beta * (kl * ratio if self.use_bias_correction_kl else kl)
             figures["kl/token"] = (kl.detach().sum(), N)
         total = (batch.by_answer(losses) / tokens).sum() if self.loss_type == "grpo" else losses.sum()
         return Loss(total, self.weight(batch), figures)

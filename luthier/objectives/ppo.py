@@ -75,7 +75,9 @@ class PPO(PolicyObjective):
         body = model.get_output_embeddings()  # type: ignore[operator]
         like = next(body.parameters())
         head = nn.Linear(like.shape[-1], 1, device=like.device, dtype=like.dtype)
-        return head.requires_grad_(True).apply(lambda m: [nn.init.zeros_(p) for p in m.parameters()])
+        for parameter in head.parameters():
+            nn.init.zeros_(parameter)
+        return head
 
     def values(self, scorer: Scorer, batch: Batch) -> tuple[Tensor, Tensor]:
         """log pi and v, (N,) each."""
@@ -88,7 +90,8 @@ class PPO(PolicyObjective):
     def credit(self, answered: Sequence[GroupExample], memory: dict[str, float]) -> list[GroupExample]:
         kappa, found, drifts = memory.get("kappa", self.kappa), [], []
         for e in answered:
-            drift = e.extras["old"] - e.extras["ref"] if self.kappa else torch.zeros_like(e.extras["old"])
+            old = e.extras["old"].double()
+            drift = old - e.extras["ref"] if self.kappa else torch.zeros_like(old)
             rewards = list((-kappa * drift).split([len(a) for a in e.answers]))
             parts = []
             for r, s, V in zip(rewards, scores_of(e), by_answer(e, "value"), strict=True):
