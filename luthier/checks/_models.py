@@ -183,6 +183,27 @@ def groups(n: int = 4, answers: int = 2, seed: int = 2) -> tuple[GroupExample, .
 
 
 @cache
+def answered(n: int = 6, answers: int = 3, seed: int = 6) -> tuple[GroupExample, ...]:
+    """Prompts with two to `answers` answers that a model wrote: rewards, and what it and another one said of each token."""
+    rng = np.random.default_rng(seed)
+    model, out = model_of("llama"), []
+    for row in range(n):
+        prompt = _words(rng, int(rng.integers(2, 6)))
+        told = [_words(rng, int(rng.integers(2, 5))) for _ in range(2 + row % (answers - 1))]
+        said = []
+        for answer in told:
+            with torch.no_grad():
+                logp = model(input_ids=torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
+            said.append(logp[torch.arange(len(answer)) + len(prompt) - 1, torch.tensor(answer)])
+        logp = torch.cat(said)
+        noise = [torch.tensor(rng.normal(size=len(logp)), dtype=torch.float32) for _ in range(3)]
+        columns = {"old": logp + 0.2 * noise[0], "ref": logp + 0.4 * noise[1], "value": noise[2]}
+        scores = [round(float(s), 3) for s in rng.normal(size=len(told))]
+        out.append(GroupExample(row, prompt, told, scores, extras=columns))
+    return tuple(out)
+
+
+@cache
 def wordings(n: int = 4, answers: int = 2, seed: int = 5) -> tuple[GroupExample, ...]:
     """Groups whose answers are the same after beginnings that differ and do not count."""
     rng = np.random.default_rng(seed)

@@ -18,7 +18,18 @@ from torch import Tensor, nn
 
 from luthier.checks._battery import Check, on, oracle_module, when
 from luthier.checks._compare import close, finite, require, same
-from luthier.checks._models import CLASSES, PAD, groups, labelled, model_of, searches, sources_targets, texts, wordings
+from luthier.checks._models import (
+    CLASSES,
+    PAD,
+    answered,
+    groups,
+    labelled,
+    model_of,
+    searches,
+    sources_targets,
+    texts,
+    wordings,
+)
 from luthier.core import catalog
 from luthier.core.anatomy import anatomy
 from luthier.core.batch import (
@@ -37,8 +48,8 @@ from luthier.core.batch import (
 )
 from luthier.core.config import TrainSettings
 from luthier.core.logprobs import Scorer
-from luthier.core.loop import Loop
-from luthier.core.method import Loss, Objective, PartialTuner
+from luthier.core.loop import Loop, attach
+from luthier.core.method import Loss, Objective, OnlineObjective, PartialTuner
 from luthier.core.references import References
 from luthier.core.teacher import Top
 from luthier.core.trainable import Selection
@@ -193,6 +204,10 @@ def worlds(method: Objective) -> list[World]:
     kinds = {_kind_of_rows(row) for row in method.rows}
     if (SearchExample, 0) in kinds:
         return _searched(method.task)
+    if isinstance(method, OnlineObjective):  # what it makes of answers that were written and judged
+        return [World("answered prompts", "llama", tuple(method.credit(answered(), {})))]
+    if method.task == "classification" and (GroupExample, 2) in kinds:
+        return [World("pairs for one score", "llama-classifier", groups(6), (("num_labels", 1),))]
     if method.task == "classification":
         return [_headed(problem) for problem in method.problems]  # type: ignore[attr-defined]
     found = []
@@ -248,6 +263,10 @@ causal = when(lambda method: method.task == "causal_lm")
 
 
 def computed(objective: Objective, model: nn.Module, batch: Batch, chunk: int | None = None) -> Loss:
+    if isinstance(objective, OnlineObjective) and (head := attach(objective, model)) is not None:
+        with torch.no_grad():  # it starts with saying nothing
+            for k, parameter in enumerate(head.parameters()):
+                parameter.copy_(torch.linspace(-0.4, 0.5 + k, parameter.numel()).view_as(parameter))
     beside = batch.extras.get("untuned")
     if beside is not None and next(beside.parameters()).dtype != (dtype := next(model.parameters()).dtype):
         beside = copy.deepcopy(beside).to(dtype)
@@ -272,9 +291,9 @@ def units(method: Objective, n: int) -> list[list[int]]:
 
 def last_module(model: Any) -> nn.Module:
     """What every output goes through: the head, or the last norm of a model without one."""
-    head = model.get_output_embeddings() or getattr(model, "classifier", None)
-    if head is not None:
-        return head
+    heads = (model.get_output_embeddings(), getattr(model, "classifier", None), getattr(model, "score", None))
+    if any(head is not None for head in heads):
+        return next(head for head in heads if head is not None)
     body = anatomy(model)
     return model.get_submodule([*body.layers[-1].norms, *body.final_norms][-1])
 
@@ -315,6 +334,7 @@ def check_start(method: Objective, world: World) -> None:
     oracle = oracle_module("objectives", method.name)
     require(oracle is not None and hasattr(oracle, "start"), f"no oracles/objectives_{method.name}.py with `start`")
     model = world.model()
+    attach(method, model)
     with torch.no_grad():
         for parameter in last_module(model).parameters():
             parameter.zero_()
@@ -384,7 +404,7 @@ def check_padding(method: Objective, world: World) -> None:
     whole = computed(method, model, right)
     batch = replace(right, ids=torch.where(right.mask, right.ids, torch.full_like(right.ids, 9)))
     agree(computed(method, model, batch), whole, "with other ids in the padding")
-    if method.task != "classification":  # task heads of encoders read the first column
+    if method.task != "classification" or world.kind is GroupExample:  # task heads of encoders read the first column
         agree(computed(method, model, world.batch(method, layout="left")), whole, "padded left and right")
 
 
@@ -400,6 +420,7 @@ def check_packing(method: Objective, world: World) -> None:
     )
 
 
+@causal
 @kinds(GroupExample)
 def check_shared_prompt(method: Objective, world: World) -> None:
     """A prompt computed once for all its answers gives what separate rows give, gradients too."""

@@ -444,8 +444,10 @@ def _head_name(model: PreTrainedModel) -> str | None:
     return None
 
 
-TASK_HEADS = ("classifier", "score", "qa_outputs")
-"""Attribute names of the task heads that transformers adds on top of a backbone."""
+OWN_HEAD = "own_head"
+"""Attribute name of what an objective trains beside the model, for the time of a run."""
+TASK_HEADS = ("classifier", "score", "qa_outputs", OWN_HEAD)
+"""Attribute names of the task heads that transformers adds on top of a backbone, and of the objective's own."""
 
 
 def all_norms(model: nn.Module) -> list[str]:

@@ -470,6 +470,7 @@ class Plan:
     group  examples that must stay together, next to each other in a step: consecutive ones of the epoch's permutation,
            so that each epoch draws its groups anew. Groups, not examples, are then sorted by length (of their longest);
            where the number of examples leaves a smaller group, it is the last of its step. `step_size` is a multiple.
+    round  steps that are walked `passes` times before the next ones: what they hold is made anew each round
     """
 
     lengths: Sequence[int]
@@ -480,12 +481,14 @@ class Plan:
     window_steps: int = 50
     drop_last: bool = False
     group: int = 1
+    round: int = 1
+    passes: int = 1
     _walked: tuple[int, list[list[int]]] | None = field(default=None, repr=False, compare=False)
 
     @property
     def steps_per_epoch(self) -> int:
         n = len(self.lengths)
-        return max(1, n // self.step_size if self.drop_last else -(-n // self.step_size))
+        return self.passes * max(1, n // self.step_size if self.drop_last else -(-n // self.step_size))
 
     def epoch(self, epoch: int) -> list[list[int]]:
         """Steps of one epoch, each a list of example indices."""
@@ -500,7 +503,8 @@ class Plan:
                 steps = [steps[i] for i in rng.permutation(len(steps))]
         if self.drop_last and len(steps) > 1:
             steps = [s for s in steps if len(s) == size]
-        return steps
+        rounds = [steps[i : i + self.round] for i in range(0, len(steps), self.round)]
+        return [step for part in rounds for _ in range(self.passes) for step in part]
 
     def _sorted(self, order: np.ndarray) -> list[list[int]]:
         """Steps of groups of like length; within a step the shortest group first, a smaller group last."""
@@ -528,3 +532,9 @@ class Plan:
         if self._walked is None or self._walked[0] != epoch:
             self._walked = (epoch, self.epoch(epoch))  # only the epoch being walked is worth keeping
         return self._walked[1][at]
+
+    def of_round(self, index: int) -> range:
+        """The steps of the round that step `index` is in. No round reaches over the end of an epoch."""
+        epoch, at = divmod(index, self.steps_per_epoch)
+        first, size = epoch * self.steps_per_epoch, self.round * self.passes
+        return range(first + at - at % size, first + min(at - at % size + size, self.steps_per_epoch))

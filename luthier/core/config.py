@@ -160,6 +160,21 @@ def _by_data(value: Any) -> Any:
     return {"data": value} if isinstance(value, str | list) else value
 
 
+class RolloutSettings(_Section):
+    """Answers that the tuned model writes itself, in rounds, for objectives that learn from their rewards."""
+
+    reward: str | dict[str, Any] | list[str | dict[str, Any]] = Field(
+        description="what judges an answer: a function (module:name), {world: NAME}, {scorer: NAME, ...}, {model: FOLDER}; "
+        "a list: their sum, each times its `weight`"
+    )
+    answers: int = Field(8, ge=1, description="to each prompt; a batch size counts prompts")
+    max_new_tokens: int = Field(64, ge=1)
+    stop: list[str] = Field(default_factory=list, description="strings that end an answer, beside the end token")
+    steps: int = Field(1, ge=1, description="optimiser steps that the prompts of a round are split over")
+    passes: int = Field(1, ge=1, description="over the answers of a round")
+    missing_eos_penalty: float = Field(0.0, description="taken from the reward of an answer that was cut off")
+
+
 class EvaluateSettings(_Section):
     """What is measured before and after. A task is a name of a task file or a mapping with a scorer and data."""
 
@@ -215,6 +230,7 @@ class Recipe(_Section):
     objective: dict[str, Any] = Field(default_factory=lambda: {"name": "sft"})
     decoding: dict[str, Any] = Field(default_factory=lambda: {"name": "greedy"})
     train: TrainSettings = Field(default_factory=TrainSettings)
+    rollouts: RolloutSettings | None = Field(None, description="for objectives whose answers the tuned model writes")
     evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)
     compare: CompareSettings = Field(default_factory=CompareSettings)
     stability: StabilitySettings = Field(default_factory=StabilitySettings)
@@ -308,7 +324,9 @@ ALIASES = {
     "lora_r": "tuner.r", "lora_rank": "tuner.r", "lora_alpha": "tuner.alpha", "lora_dropout": "tuner.dropout",
     "beta": "objective.beta", "label_smoothing": "objective.label_smoothing", "run_name": "name",
     "evaluation_strategy": "train.eval_strategy", "lr": "train.learning_rate", "num_epochs": "train.num_train_epochs",
-    "micro_batch_size": "train.per_device_train_batch_size",
+    "micro_batch_size": "train.per_device_train_batch_size", "num_generations": "rollouts.answers",
+    "num_iterations": "rollouts.passes", "steps_per_generation": "rollouts.steps",
+    "max_completion_length": "rollouts.max_new_tokens", "reward_funcs": "rollouts.reward",
 }  # fmt: skip
 
 

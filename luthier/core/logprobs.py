@@ -303,8 +303,34 @@ class Scorer:
         return gather_logp(found, batch.target), seen[0], _whole(found.index_select(0, at))
 
     def class_logits(self, batch: Batch) -> Tensor:
-        """Logits (B, C) of a task head."""
-        return self.run(batch).logits
+        """Logits (B, C) of a task head. That of a decoder reads the last real token: by the mask, whatever the id of the
+        padding, which may also be that of the end token."""
+        head = next((m for n, m in self.plain.named_modules() if n.rsplit(".", 1)[-1] == "score"), None)
+        if head is None:
+            return self.run(batch).logits
+        own, place = head.forward, torch.arange(batch.ids.shape[1], device=batch.ids.device)
+        last = (batch.mask * place).amax(1)  # (B,)
+
+        def at_last(states: Tensor) -> Tensor:  # (B, T, D), or (B, D) where the model has pooled them
+            if states.ndim < 3:
+                return own(states)
+            at = last + states.shape[1] - len(place)  # behind a prompt that the model puts in front
+            row = torch.arange(len(at), device=at.device)
+            return own(states[row, at])[:, None].expand(-1, states.shape[1], -1)  # (B, T, C)
+
+        with instead(head, at_last):
+            return self.run(batch).logits
+
+    def logp_and_states(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Log-probability (N,) of each scored token, and the state (N, D) that the head sees there."""
+        logp, seen = self._logp(batch), []
+
+        def noted(states: Tensor) -> Tensor:
+            seen.append(states)
+            return logp(states)
+
+        found = self._scored(batch, noted)
+        return (found[:, 0] if self._ends_at_head(self.head) else gather_logp(found, batch.target)), seen[0]
 
     def _scored(self, batch: Batch, head: Callable[[Tensor], Tensor]) -> Tensor:
         """What the model makes of `head` in place of its own, which is given the states (N, D) at the scored positions."""

@@ -31,6 +31,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from luthier.core import meter
+from luthier.core.anatomy import OWN_HEAD
 from luthier.core.batch import (
     Batch,
     Example,
@@ -51,9 +52,10 @@ from luthier.core.batch import (
 from luthier.core.config import TrainSettings
 from luthier.core.layer_cache import LayerCache, layer_cache
 from luthier.core.logprobs import Scorer
-from luthier.core.method import Loss, LuthierError, Objective, PartialTuner, Tuner
+from luthier.core.method import Loss, LuthierError, Objective, OnlineObjective, PartialTuner, Tuner
 from luthier.core.probe import Probe
 from luthier.core.references import References
+from luthier.core.rollouts import Rollouts
 from luthier.core.runs import RunFolder
 from luthier.core.sources import cache_folder
 from luthier.core.subject import at_rest
@@ -145,7 +147,9 @@ def collator(model: nn.Module, pad: int, examples: Sequence[Example], settings: 
             raise LuthierError("train.packing: this model's attention cannot be masked by blocks: use group_by_length")
         if able and (settings.packing is True or _padding_share(lengths, settings) > PACK_ABOVE_PADDING):
             out.packed_length = max(settings.packed_length or 0, max(lengths))
-    if isinstance(first, GroupExample) and settings.share_prompt and able:
+    if isinstance(first, GroupExample) and model.get_output_embeddings() is None:  # type: ignore[operator]
+        pass  # a task head reads a row whole, so each answer needs its own
+    elif isinstance(first, GroupExample) and settings.share_prompt and able:
         out.share_prompt = settings.share_prompt is True or _sharing_pays(examples)  # type: ignore[arg-type]
     elif isinstance(first, GroupExample) and settings.share_prompt is True:
         raise LuthierError("train.share_prompt: this model's attention cannot be masked by blocks: set it to false")
@@ -185,8 +189,8 @@ HELD_OUT = -1
 """The step that an objective's `view` is told for held-out rows."""
 PROBE_BATCHES = 4
 """Micro-batches that a tuner which chooses on data is shown."""
-STATE, SELECTION = "trainer_state.json", "selection.pt"
-"""Of a checkpoint: where the run was, and what a tuner had chosen on data."""
+STATE, SELECTION, ROLLOUTS = "trainer_state.json", "selection.pt", "rollouts.pt"
+"""Of a checkpoint: where the run was, what a tuner had chosen on data, and the answers of the round."""
 
 # ---------------------------------------------------------------------------------------------- optimisers
 
@@ -268,6 +272,7 @@ class Loop:
 
     fresh       makes the untuned, wrapped model again: needed to gather sharded parameters into it
     references  what the objective needs of the untuned model; a list: log-probabilities of each example's answers
+    rollouts    what writes the answers, for an objective of the tuned model's own; examples are then prompts
     """
 
     def __init__(
@@ -286,10 +291,15 @@ class Loop:
         accelerator: Accelerator | None = None,
         stage: int = 0,
         fresh: Callable[[], nn.Module] | None = None,
+        rollouts: Rollouts | None = None,
     ):
         if not examples:
             raise LuthierError("there is nothing to train on: every row was rejected or the source is empty")
+        self.rollouts = rollouts
+        if rollouts is not None:
+            examples = self._open(rollouts, objective, model, tuner, settings, examples, held_out)
         self.model, self.tuner, self.objective = model, tuner, objective.for_examples(examples)
+        attach(self.objective, model)
         self.examples, self.settings, self.seed, self.run, self.stage = examples, settings, seed, run, stage
         self.fresh = fresh
         self.held_out, self.callbacks = held_out, list(callbacks)
@@ -304,6 +314,8 @@ class Loop:
             seed if settings.data_seed is None else settings.data_seed,
             settings.group_by_length,
             group=self._whole_groups(),
+            round=1 if rollouts is None else rollouts.settings.steps,
+            passes=1 if rollouts is None else rollouts.settings.passes,
         )
         epochs = settings.num_train_epochs
         self.total = settings.max_steps if settings.max_steps > 0 else math.ceil(epochs * self.plan.steps_per_epoch)
@@ -323,6 +335,22 @@ class Loop:
         self.fitted: Fitted  # when callbacks are told `end`
 
     # set-up -------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _open(
+        rollouts: Rollouts, objective: Objective, model: nn.Module, tuner: Tuner, settings: TrainSettings,
+        prompts: Sequence[Example], held_out: Sequence[Example] | None,
+    ) -> list[Example]:  # fmt: skip
+        """Examples that stand for answers to come. Raises LuthierError for what cannot be done without having them."""
+        if not isinstance(objective, OnlineObjective):
+            raise LuthierError(f"objective '{objective.name}' learns from given answers: remove rollouts")
+        if tuner.chooses:
+            raise LuthierError(f"tuner '{tuner.name}' chooses by gradients of the data, and rollouts are written later")
+        if settings.cache_frozen_layers is True:
+            raise LuthierError("train.cache_frozen_layers: answers are new in every round: set it to false")
+        if held_out and settings.eval_strategy != "no":
+            raise LuthierError(f"objective '{objective.name}' has no held-out loss: set train.eval_strategy to no")
+        return rollouts.open(prompts, objective, model)
 
     def _whole_groups(self) -> int:
         """Size of the objective's groups of rows, which no micro-batch may split. Raises LuthierError."""
@@ -458,6 +486,8 @@ class Loop:
 
     def _keep_layers(self, epoch: int) -> LayerCache | None:
         """Activations below what moves since `epoch`, where they can be kept (train.cache_frozen_layers)."""
+        if self.rollouts is not None:
+            return None
 
         def run(batch: Batch) -> Tensor:
             with self.accelerator.autocast():
@@ -595,6 +625,32 @@ class Loop:
 
     # one step -----------------------------------------------------------------------------------------
 
+    def _answers(self) -> None:
+        """Where a round begins: new answers to its prompts, in place of those that stood there."""
+        steps = self.plan.of_round(self.step_index)
+        if self.rollouts is None or self.rollouts.begun == steps.start:
+            return
+        assert isinstance(self.objective, OnlineObjective) and isinstance(self.examples, list)
+        if self.sharded:
+            raise LuthierError(
+                "rollouts do not work with sharded parameters: use one device, or several with whole copies"
+            )
+        chunks = [c for s in steps[: len(steps) // self.plan.passes] for c in self._chunks(s)]
+        found = self.rollouts.begin(
+            steps.start, chunks, self.objective, self.scorer, self.collate, self.accelerator.autocast,
+            (self.seed, self.stage),
+        )  # fmt: skip
+        self._take_answers()
+        read = 3 if self.objective.reference else 2  # as they are written, and by the one or two models that are asked
+        each = self.cost["forward_flops"] / max(1, self.cost["padded_tokens"])
+        self.train_flops += read * each * sum(len(e) for e in self.rollouts.answered.values())
+        self.record({"step": self.step_index, "epoch": self.step_index / self.plan.steps_per_epoch, **found})
+
+    def _take_answers(self) -> None:
+        assert self.rollouts is not None and isinstance(self.examples, list)
+        for i, example in self.rollouts.answered.items():
+            self.examples[i] = example
+
     def _total_weight(self, weights: float) -> float:
         if self.accelerator.num_processes == 1:
             return weights
@@ -688,6 +744,7 @@ class Loop:
             while self.step_index < self.total and self.stop_reason is None:
                 self._epoch_begins()
                 begun = time.perf_counter()
+                self._answers()
                 summed, weight, figures, norm = self._step()
                 self.step_index += 1
                 self.step_seconds.append(time.perf_counter() - begun)
@@ -835,6 +892,7 @@ class Loop:
             "train_flops": (self.train_flops + self.choice_flops) * self.accelerator.num_processes,
         }
         self.wrapped.eval()
+        detach(self.model)
         return Fitted(
             self.step_index, self.seconds, cost["tokens"], losses[-1] if losses else math.nan, cost,
             self.best[1] if self.best else None, self.stop_reason, self.history,
@@ -911,6 +969,8 @@ class Loop:
         (folder / STATE).write_text(json.dumps(self._state()))
         if self.tuner.chooses:
             torch.save(self.selection.as_dict(), folder / SELECTION)
+        if self.rollouts is not None:
+            torch.save(self.rollouts.state(), folder / ROLLOUTS)
 
     def load(self, folder: Path) -> None:
         """Restore model, optimiser, random generators and position from a checkpoint; what moves is as it was then."""
@@ -933,6 +993,9 @@ class Loop:
         self.tokens, self.padded, self.seconds = state["tokens"], state["padded"], state["seconds"]
         self.train_flops, self.choice_flops = state["train_flops"], state["choice_flops"]
         self.charged = state["padded"]
+        if self.rollouts is not None:
+            self.rollouts.load(torch.load(folder / ROLLOUTS, weights_only=True))
+            self._take_answers()
         if self.guard is not None:
             self._refresh_guard()
         if self.run is not None and self.accelerator.is_main_process:
@@ -999,6 +1062,22 @@ class _Window:
 
 
 # ------------------------------------------------------------------------------------------------- helpers
+
+
+def attach(objective: Objective, model: nn.Module) -> nn.Module | None:
+    """Give the wrapped model what the objective trains beside it, unless it is there already; what was given."""
+    if not isinstance(objective, OnlineObjective) or OWN_HEAD in dict(model.named_children()):
+        return None
+    head = objective.head(model)
+    if head is not None:
+        model.add_module(OWN_HEAD, head)
+    return head
+
+
+def detach(model: nn.Module) -> None:
+    """Take away what `attach` gave."""
+    if OWN_HEAD in dict(model.named_children()):
+        delattr(model, OWN_HEAD)
 
 
 def make_accelerator(settings: TrainSettings, folder: Path | None = None) -> Accelerator:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from luthier.core.batch import Batch, Example
+    from luthier.core.batch import Batch, Example, GroupExample
     from luthier.core.logprobs import Scorer
     from luthier.core.loop import Loop
     from luthier.core.mixture import Other
@@ -232,6 +232,32 @@ class Objective(Method):
 
     def compute(self, scorer: Scorer, batch: Batch) -> Loss:
         """Run the model through `scorer` on `batch`. Families implement it; methods implement `loss` of their family."""
+        raise NotImplementedError
+
+
+class OnlineObjective(Objective):
+    """An objective of answers that the tuned model itself writes, in rounds (`core/rollouts.py`).
+
+    A row is a prompt. Its answered example has `scores`, the rewards, and in `extras` numbers (N,) of its scored tokens or
+    (A,) of its answers: `old`, and with `reference = "model"` also `ref`, are log-probabilities (N,) of the model that wrote
+    them and of the untuned one.
+    """
+
+    online: ClassVar[bool] = True
+
+    def head(self, model: nn.Module) -> nn.Module | None:
+        """What is trained beside the wrapped model and thrown away afterwards; `scorer.plain.own_head` during the run."""
+        return None
+
+    def recall(self, scorer: Scorer, batch: Batch) -> dict[str, Tensor]:
+        """Numbers (N,) to keep of the model that wrote the answers, `old` among them."""
+        return {"old": scorer.token_logp(batch)}
+
+    def credit(self, answered: Sequence[GroupExample], memory: dict[str, float]) -> list[GroupExample]:
+        """The examples of a round with what its answers were worth, in new `extras`.
+
+        `memory` goes on from round to round, and with checkpoints; what is in it is logged.
+        """
         raise NotImplementedError
 
 

@@ -259,13 +259,24 @@ class Subject:
             self.tokenizer.decode(g.ids, skip_special_tokens=True)
             for g in self.generations(ids, max_new_tokens, stop, seed)
         ]
-        return [_cut(text, stop) for text in texts]
+        return [cut_at(text, stop) for text in texts]
 
     def generations(
-        self, ids: Sequence[list[int]], max_new_tokens: int = 64, stop: Sequence[str] = (), seed: int | None = None
-    ) -> list[Generation]:
-        """The same from and to token ids. Copies of a prompt stay in one batch, so that a sampler tells them apart."""
+        self, ids: Sequence[list[int]], max_new_tokens: int = 64, stop: Sequence[str] = (), seed: int | None = None,
+        with_end: bool = False,
+    ) -> list[Generation]:  # fmt: skip
+        """The same from and to token ids. Copies of a prompt stay in one batch, so that a sampler tells them apart.
+
+        `with_end`: the token that ended a row is the last of its ids, and is counted as one.
+        """
         decoder, limits = self._decoding(max_new_tokens, stop, seed)
+        if with_end:
+            ends, said = frozenset(limits.stop_ids), limits.finished
+
+            def finished(row: list[int]) -> bool:
+                return row[-1] in ends or (said is not None and said(row))
+
+            limits = replace(limits, stop_ids=(), finished=finished)
         copies: dict[tuple[int, ...], list[int]] = {}
         for i, row in enumerate(ids):
             copies.setdefault(tuple(row), []).append(i)
@@ -292,7 +303,7 @@ class Subject:
                 rows = [unique[i] for i in group]
                 for row, ranked in zip(rows, decoder.candidates(self.model, rows, limits, k), strict=True):
                     texts = [self.tokenizer.decode(g.ids, skip_special_tokens=True) for g in ranked]
-                    found[row] = list(dict.fromkeys(_cut(text, stop) for text in texts))
+                    found[row] = list(dict.fromkeys(cut_at(text, stop) for text in texts))
         return [found[row] for row in ids]
 
     def _decoding(self, max_new_tokens: int, stop: Sequence[str], seed: int | None) -> tuple[Decoder, TextLimits]:
@@ -570,7 +581,8 @@ def _rolling(prefix: list[int], ids: list[int], window: int | None) -> list[tupl
     return pieces
 
 
-def _cut(text: str, stop: Sequence[str]) -> str:
+def cut_at(text: str, stop: Sequence[str]) -> str:
+    """The text before the first of the strings in it."""
     found = [at for at in (text.find(s) for s in stop) if at >= 0]
     return text[: min(found)] if found else text
 

@@ -19,7 +19,6 @@ from luthier.data._words import nearest
 
 # Rows that the field knows and no method here takes: name -> (what they need, what to do about it).
 _UNTAKEN: dict[str, tuple[tuple[tuple[str, ...], ...], str]] = {
-    "prompt-only": ((("prompt",),), "there is nothing to train on; they are for generation and rollouts"),
     "token classification": ((("tokens",), ("ner_tags", "pos_tags", "chunk_tags", "tags")), ""),
     "stepwise supervision": ((("prompt",), ("completions",), ("labels",)), ""),
     "image, audio or video": ((("images", "image", "audio", "audios", "videos", "video"),), "drop that column"),

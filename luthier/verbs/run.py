@@ -18,14 +18,16 @@ from luthier.core import config, runs
 from luthier.core.config import Recipe
 from luthier.core.delta import save_delta
 from luthier.core.loop import Diverged, Fitted, Interrupted, Loop, LoopCallback, make_accelerator, seed_everything
-from luthier.core.method import LuthierError, Objective, Tuner
+from luthier.core.method import LuthierError, Objective, OnlineObjective, Tuner
 from luthier.core.references import References, references
+from luthier.core.rollouts import Rollouts
 from luthier.core.runs import RunFolder
 from luthier.core.teacher import SUFFIX, TeacherStore, asked, tokens_in_common, vocabulary_hash
 from luthier.report.words import first_up
 from luthier.verbs._audit import Watch
 from luthier.verbs._display import Display, FromTransformers, Trackers
 from luthier.verbs.load import Loaded, calm, load
+from luthier.verbs.rewards import reward_of
 
 
 @dataclass
@@ -128,6 +130,7 @@ def run(
             told.seed, folder, ready.held_out.examples if ready.held_out else None, untuned,
             heard, accelerator,
             fresh=lambda: ready.tuner.wrap(load(told.model, ready.loaded.task).model, ready.loaded.task, told.seed),
+            rollouts=_rollouts(ready),
         )  # fmt: skip
         fitted = loop.fit(checkpoint)
         tuned = Loaded(loop.whole_model(), ready.loaded.tokenizer, ready.loaded.task, name, str(folder.path))
@@ -166,6 +169,11 @@ def prepare(recipe: Recipe, say: Callable[[str], None] = lambda text: None) -> P
         )
     if recipe.data.train is None:
         raise config.ConfigError("recipe: data.train is missing: name a file, a folder, a hub id or sandbox:WORLD")
+    if isinstance(objective, OnlineObjective) != (recipe.rollouts is not None):
+        fix = "remove rollouts" if recipe.rollouts else "add a section rollouts, with a reward"
+        raise config.ConfigError(f"recipe: objective '{objective.name}' and rollouts: {fix}")
+    if recipe.rollouts is not None:
+        reward_of(recipe.rollouts.reward)
     task = objective.task if recipe.model.task == "auto" else recipe.model.task
     rows = None
     if task == "classification":  # the head's size comes from the labels
@@ -224,11 +232,11 @@ def _rows(recipe: Recipe, tokenizer: Any, loaded: Loaded | None, source: Any = N
     if "max_length" not in options and like is None:
         window = loaded.subject().window if loaded else getattr(tokenizer, "model_max_length", None)
         if window and window < 10**9:
-            options["max_length"] = window
+            options["max_length"] = window - (recipe.rollouts.max_new_tokens if recipe.rollouts else 0)
     return data.prepare(
         source if source is not None else told.train,
         tokenizer=tokenizer,
-        type=like if like is not None else told.type,
+        type=like if like is not None else told.type or _only_type(recipe),
         columns=told.columns,
         template=told.template,
         options={} if like is not None else options,
@@ -237,6 +245,12 @@ def _rows(recipe: Recipe, tokenizer: Any, loaded: Loaded | None, source: Any = N
         seed=recipe.seed,
         cache_dir=told.cache_dir,
     )
+
+
+def _only_type(recipe: Recipe) -> str | None:
+    """The row type that needs no detection: prompts, which rows with answers are as well."""
+    objective = recipe.method("objectives", "objective")
+    return objective.rows[0] if isinstance(objective, OnlineObjective) else None
 
 
 def _row_options(recipe: Recipe, options: dict[str, Any]) -> dict[str, Any]:
@@ -336,6 +350,14 @@ def teacher_of(ready: Prepared, say: Callable[[str], None] = lambda text: None) 
         f"{mass['share_below_0.9']:.1%} of positions below 0.9"
     )
     return store
+
+
+def _rollouts(ready: Prepared) -> Rollouts | None:
+    told = ready.recipe.rollouts
+    if told is None:
+        return None
+    own = config.build("decoding", {"name": "nucleus", "temperature": 1.0, "top_p": 1.0}, "rollouts")
+    return Rollouts(told, own, ready.loaded.tokenizer, reward_of(told.reward))
 
 
 def _callbacks(recipe: Recipe, given: Sequence[Any], quiet: bool) -> list[LoopCallback]:
