@@ -92,7 +92,6 @@ class Mitigations(Experiment):
                 "mixing does not make the model refuse what it may answer",
                 ", ".join(f"{n} {spread(rows, f'over_{n}')}" for n in mixed.values()),
                 max(of("over", n) for n in mixed.values()) <= 0.05,
-                central=False,
             ),
             Claim(
                 "at the same rate more epochs cost more refusals",
