@@ -88,7 +88,7 @@ def mix(cell: Cell) -> str:
         require(bool(str(error)) and "\n" not in str(error), f"{cell.name}: the refusal must be one clear line")
         return str(error)
     require(math.isfinite(fitted.loss), f"{cell.name}: the loss is {fitted.loss}")
-    after = dict(model.named_parameters())
-    moved = [n for n, p in before.items() if not torch.equal(after[n].detach(), p)]
+    after = dict(model.named_parameters())  # without what an objective trained beside the model
+    moved = [n for n, p in before.items() if n in after and not torch.equal(after[n].detach(), p)]
     require(bool(moved), f"{cell.name}: nothing moved")
     return WORKS
