@@ -15,8 +15,6 @@ from luthier.core.batch import Example
 from luthier.core.config import TrainSettings
 from luthier.core.loop import Loop, LoopCallback
 from luthier.core.method import Objective, Tuner
-from luthier.core.references import References, untuned_copy
-from luthier.core.rollouts import Rollouts
 from luthier.core.subject import Subject
 from luthier.objectives.sft import SFT
 
@@ -49,17 +47,11 @@ def tune(
     callbacks: Sequence[LoopCallback] = (),
     change: Callable[[nn.Module], None] = lambda model: None,
     objective: Objective | None = None,
-    rollouts: Rollouts | None = None,
 ) -> Tuned:
     """`tuner` on a copy of the base, by likelihood or another objective. `change` may hold parts of the model still."""
-    objective, start = objective or SFT(), copy.deepcopy(base)
-    untuned = References(model=untuned_copy(start, tuner)) if objective.reference == "model" else None
-    model = tuner.wrap(start, "causal_lm", seed)
+    model = tuner.wrap(copy.deepcopy(base), "causal_lm", seed)
     change(model)
-    loop = Loop(
-        model, tuner, objective, train, settings, tokenizer.pad_token_id, seed, references=untuned, callbacks=callbacks,
-        rollouts=rollouts,
-    )  # fmt: skip
+    loop = Loop(model, tuner, objective or SFT(), train, settings, tokenizer.pad_token_id, seed, callbacks=callbacks)
     cost = loop.fit().cost
     return Tuned(model.eval(), cost, loop)
 
