@@ -12,6 +12,7 @@ from luthier.core.method import LuthierError
 from luthier.tuners.unipelt import Gate, GatedAttention, UniPELT
 
 EXAMPLE = UniPELT.example()
+HEADLESS = [w for w in battery.worlds(EXAMPLE) if w.task != "classification"]  # a task head moves as well
 OPTIONS: list[dict[str, Any]] = [{"targets": ("q", "k", "v")}, {"targets": ()}]
 
 
@@ -21,11 +22,9 @@ def set_gates(model: Any, bias: float) -> None:
         gate.bias.data.fill_(bias)
 
 
-@pytest.mark.parametrize("world", battery.worlds(EXAMPLE), ids=lambda w: w.architecture)
+@pytest.mark.parametrize("world", HEADLESS, ids=lambda w: w.architecture)
 def test_shut_gates_leave_the_base(world: Any) -> None:
     model = battery.moved(EXAMPLE, world)
-    if world.task == "classification":
-        pytest.skip("its head has moved")
     set_gates(model, -1e4)
     torch.testing.assert_close(world.said(model), world.said(world.base()))
 
