@@ -18,10 +18,9 @@ Start:      0 and no gradient where the model is the re-calibrated teacher. Neve
 Cost:       that of sft, and 6 k bytes a token on disk and in memory; no teacher beside. It is asked once, before the first step.
 Paper:      Shum et al., 2024, "FIRST: Teach A Reliable Large Language Model Through Efficient Trustworthy Distillation",
             arXiv:2408.12168, section 3.
-Departures: `tail` by default, with which P' keeps the captured mass m. Smoothing takes no more off the largest than makes it
-            equal to the second, so P' keeps order and sum and needs no clamp. A mean over tokens, not over rows. With
-            k = V there is no bucket. The default is no calibration: c is a choice to be made on held-out rows, which
-            recipes/first makes.
+Departures: `tail` by default, with which P' keeps the captured mass m. Smoothing stops just before the largest is equal to the
+            second, so P' keeps order and sum and needs no clamp. A mean over tokens, not over rows. With k = V there is no
+            bucket. The default is no calibration: c is a choice to be made on held-out rows, which recipes/first makes.
 """
 
 from __future__ import annotations
@@ -36,6 +35,9 @@ from luthier.core.batch import Batch
 from luthier.core.logprobs import Columns, Scorer
 from luthier.core.method import LuthierError
 from luthier.objectives._family import TokenObjective
+
+CLOSEST = 0.99
+"""Share of the way to equality that smoothing may go: at equality, rounding would choose the answer."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class FIRST(TokenObjective):
             return (logp.exp() / self.c).log_softmax(-1) + m
         P, k = logp.exp(), logp.shape[-1]
         first, second = P.topk(2, -1).values.split(1, -1)
-        d = ((first - second) * (k - 1) / k).clamp(max=self.c)  # at the most, the two largest are equal
+        d = (CLOSEST * (first - second) * (k - 1) / k).clamp(max=self.c)
         moved = torch.full_like(P, 1 / (k - 1)).scatter(-1, P.argmax(-1, keepdim=True), -1.0)
         return (P + d * moved).log()
 

@@ -33,7 +33,7 @@ def _calibrated(objective: Any, P: list[float]) -> list[float]:
     m, k, c = sum(P), len(P), objective.c
     if objective.calibration == "smoothing":
         largest = max(range(k), key=lambda j: P[j])
-        d = min(c, (P[largest] - sorted(P)[-2]) * (k - 1) / k)
+        d = min(c, 0.99 * (P[largest] - sorted(P)[-2]) * (k - 1) / k)
         return [x - d if j == largest else x + d / (k - 1) for j, x in enumerate(P)]
     if objective.calibration == "none":
         return P
