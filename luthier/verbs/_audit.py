@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from luthier.core.loop import Loop, LoopCallback
+from luthier.core.method import LuthierError
 from luthier.verbs.load import Loaded
 
 
@@ -20,6 +21,8 @@ class Watch(LoopCallback):
         self.before, self.every = before, every
 
     def start(self, loop: Loop) -> None:
+        if loop.sharded:
+            raise LuthierError("evaluate.audit.every does not work with sharded parameters: remove the key")
         if loop.step_index == 0:
             self._look(loop)
 
