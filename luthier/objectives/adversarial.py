@@ -116,7 +116,12 @@ class Adversarial(HeadObjective):
             d.requires_grad_()
             with torch.enable_grad(), again, self._pushed(scorer, batch, d):
                 away = divergence(self.said(scorer, batch), target, batch.label).sum()
-                (g,) = torch.autograd.grad(away, d)
+                (g,) = torch.autograd.grad(away, d, allow_unused=True)
+            if g is None:
+                raise LuthierError(
+                    "objective adversarial follows the gradient of the input embeddings, and this tuner lets none reach them: "
+                    "choose another tuner, or steps: 0"
+                )
             largest = g.abs().amax(-1, keepdim=True)
             d = d.detach() + self.step_size * moves * torch.where(largest > 0, g / largest, 0.0)
         return d

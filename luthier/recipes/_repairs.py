@@ -33,7 +33,7 @@ def repaired(run: Path, place: Path, repair: Mapping[str, Any], told: RunRecipe,
         "kind": kind, "path": kind, "bytes": sum(f.stat().st_size for f in files), "sha256": runs.hash_files(place / kind),
     }  # fmt: skip
     manifest = {**source.manifest, "kind": "edit", "name": place.name, "recipe": told.resolved(), "status": "running",
-                "repair": {"of": run.name, **repair}, "artefact": artefact}  # fmt: skip
+                "repair": {"of": run.name, **config.plain(repair)}, "artefact": artefact}  # fmt: skip
     runs.write_json(place / "run.json", manifest)
     runs.write_text(place / "recipe.yaml", yaml.safe_dump(told.resolved(), sort_keys=False))
     cost = json.loads((run / "results.json").read_text(encoding="utf-8"))["cost"]
@@ -46,6 +46,14 @@ def repaired(run: Path, place: Path, repair: Mapping[str, Any], told: RunRecipe,
     folder.update(status="done", finished=runs.now())
     report.write_run_report(place)
     return results
+
+
+def same_repair(place: Path, repair: Mapping[str, Any]) -> bool:
+    """Whether what is in `place` already was made by these options."""
+    if not (place / "run.json").exists():
+        return False
+    told = RunFolder(place).manifest.get("repair", {})
+    return {k: v for k, v in told.items() if k != "of"} == config.plain(repair)
 
 
 def _edit(run: Path, place: Path, repair: dict[str, Any], told: RunRecipe) -> str:

@@ -22,6 +22,7 @@ Departures: the penalty on first tokens (Qi et al., 2024) is not there; a settin
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -31,7 +32,7 @@ from luthier.core import config, runs
 from luthier.core.config import ConfigError
 from luthier.core.config import Recipe as RunRecipe
 from luthier.core.method import LuthierError, Recipe
-from luthier.recipes._repairs import repaired
+from luthier.recipes._repairs import repaired, same_repair
 
 Changes = dict[str, Any]
 OPTIONS: dict[str, Changes] = {"freeze": {"tuner.lowest": 0.5}}
@@ -80,6 +81,8 @@ class SafeTuning(Recipe):
 
         if recipe.evaluate.audit is None:
             raise ConfigError("recipe: procedure safe_tuning compares audits: set evaluate.audit, as in audit: sandbox")
+        if recipe.data.train is None:
+            raise ConfigError("recipe: data.train is missing: name a file, a folder, a hub id or sandbox:WORLD")
         if recipe.train.max_steps > 0:
             raise ConfigError("recipe: procedure safe_tuning counts epochs: remove train.max_steps")
         self.keep_apart(recipe)
@@ -155,15 +158,14 @@ class SafeTuning(Recipe):
         """Raises LuthierError where what prevents or repairs would be judged on its own prompts."""
         from luthier.data import read
         from luthier.evaluation._audit import tasks
-        from luthier.evaluation._family import shown
 
         assert told.evaluate.audit is not None
         asked = [t for t in tasks(told.evaluate.audit) if t.data is not None]
-        prompts = {_last_turn(item.prompt) for t in asked for item in t.items()}
+        prompts = {_bare(item.prompt) for t in asked for item in t.items()}
         sources = {"safety": self.safety, **{f"repairs.{n}.data": r.get("data") for n, r in self.repairs.items()}}
         for key, source in sources.items():
-            rows = [shown(r.get("messages") or r.get("prompt")) for r in read(source).rows] if source else []
-            same = sum(any(p in row for p in prompts) for row in rows)
+            rows = [_bare(r.get("messages") or r.get("prompt")) for r in read(source).rows] if source else []
+            same = sum(row in prompts for row in rows)
             if same:
                 raise LuthierError(
                     f"procedure.{key}: {same} of its {len(rows)} rows are prompts of the audit: what is shown to work must be "
@@ -191,14 +193,15 @@ class SafeTuning(Recipe):
                     out = {"method": method, "seed": cell["seed"], "run": f"{method}-seed{cell['seed']}"}
                     place = done.folder / out["run"]
                     again = config.recipe(one, {"output_dir": str(place), "name": out["run"]})
-                    results = kept_results(place, again)
+                    repair = {"name": name, **options}
+                    results = kept_results(place, again) if same_repair(place, repair) else None
                     if results is None:
                         if before is None:
                             untuned = load(told.model, "causal_lm").subject(decoder, told.seed)
                             before = measure(untuned, measured_tasks(told))
                         say(f"{cell['method']}: {name}")
                         try:
-                            results = repaired(run, place, {"name": name, **options}, one, before)
+                            results = repaired(run, place, repair, one, before)
                         except LuthierError as error:
                             yield {**out, "status": "refused", "error": str(error)}
                             continue
@@ -225,5 +228,11 @@ class SafeTuning(Recipe):
         }  # fmt: skip
 
 
-def _last_turn(prompt: Any) -> str:
-    return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
+def _bare(prompt: Any) -> str:
+    """What the user says last, without the marks of a chat template."""
+    text = (
+        prompt
+        if isinstance(prompt, str)
+        else next((m["content"] for m in reversed(prompt or ()) if m["role"] == "user"), "")
+    )
+    return re.sub(r"<\|\w+\|>", "", str(text)).strip()

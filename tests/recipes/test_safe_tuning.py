@@ -138,3 +138,15 @@ def test_a_repaired_run_is_a_run_folder(done) -> None:
     told = json.loads((place / "run.json").read_text())
     assert told["status"] == "done" and told["repair"]["of"] == "lora-0.01-1ep-seed0"
     assert (place / "report.html").exists() and luthier.load(str(place)).model is not None
+
+
+def test_resuming_keeps_what_is_done_and_repairs_again_by_other_options(done) -> None:
+    place = done.folder / "lora-0.01-1ep-half_reset-seed0" / "results.json"
+    before = place.stat().st_mtime_ns
+    again = {"output_dir": str(done.folder)}
+    luthier.run(RECIPE, overrides=again, resume=True, quiet=True)
+    assert place.stat().st_mtime_ns == before
+    luthier.run(
+        RECIPE, overrides={**again, "procedure.repairs": {"half_reset": {"share": 0.5}}}, resume=True, quiet=True
+    )
+    assert place.stat().st_mtime_ns != before
