@@ -45,6 +45,8 @@ class Distill(TokenObjective):
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
+        if not self.teacher:
+            raise LuthierError("objective.teacher is missing: name a model, a run folder or a hub id")
         if not 0 < self.beta < 1:
             raise LuthierError(
                 f"objective: beta {self.beta} must lie between 0 and 1: for its limits use forward or reverse"

@@ -55,6 +55,10 @@ class FIRST(TokenObjective):
     c_student: float = 1.0
 
     def __post_init__(self) -> None:
+        if not self.teacher:
+            raise LuthierError(
+                "objective.teacher is missing: name a model, a run folder or a hub id, or a file that recipes/first wrote"
+            )
         if self.k < 2:
             raise LuthierError(
                 f"objective: k {self.k} must be at least 2: one token alone has nothing to be calibrated"

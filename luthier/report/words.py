@@ -207,7 +207,12 @@ def _loss(change: Change) -> str:
     """A clear retention loss in a few words."""
     if change.is_rate and change.higher_is_better and change.difference is not None:
         return f"lost {points(change.difference)} of {change.title}"
-    return f"made {what(change)} worse{f', {_from_to(change)}' if change.base and change.tuned else ''}"
+    if not (change.base and change.tuned):
+        return f"made {what(change)} worse"
+    before, after = (value_words(side.value, change.is_rate, change.unit) for side in (change.base, change.tuned))
+    if before == after and change.difference is not None:  # clear, and too small to see
+        return f"made {what(change)} worse by {_digits(abs(change.difference))}, from {before}"
+    return f"made {what(change)} worse, from {before} to {after}"
 
 
 def retention_clause(kept: Sequence[Change]) -> str:

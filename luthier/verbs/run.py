@@ -170,8 +170,12 @@ def prepare(recipe: Recipe, say: Callable[[str], None] = lambda text: None) -> P
     if recipe.data.train is None:
         raise config.ConfigError("recipe: data.train is missing: name a file, a folder, a hub id or sandbox:WORLD")
     if isinstance(objective, OnlineObjective) != (recipe.rollouts is not None):
-        fix = "remove rollouts" if recipe.rollouts else "add a section rollouts, with a reward"
-        raise config.ConfigError(f"recipe: objective '{objective.name}' and rollouts: {fix}")
+        raise config.ConfigError(
+            f"recipe: objective '{objective.name}' learns from given answers: remove rollouts"
+            if recipe.rollouts
+            else f"recipe: objective '{objective.name}' learns from answers that the model writes: add a section rollouts, with "
+            "what judges them, as in rollouts: {reward: {scorer: answer}}"
+        )
     if recipe.rollouts is not None:
         reward_of(recipe.rollouts.reward)
     task = objective.task if recipe.model.task == "auto" else recipe.model.task
@@ -465,7 +469,8 @@ def same_recipe(folder: RunFolder, recipe: Recipe) -> None:
             old = {k: v for k, v in old.items() if k not in ("resume_from_checkpoint", "torch_threads", "report_to")}
         if section not in free and old != value:
             raise LuthierError(
-                f"{folder.path}: the recipe's '{section}' is not that of the run to resume: {old} is now {value}"
+                f"{folder.path}: the recipe's '{section}' is not that of the run to resume: {old} is now {value}. Put it back, or "
+                "choose another output_dir"
             )
 
 

@@ -147,3 +147,9 @@ def test_options_that_mean_nothing_are_refused() -> None:
     parts = [{"name": "first", "teacher": "a"}, {"name": "first", "teacher": "b", "label": "other"}]
     with pytest.raises(LuthierError, match="the same one"):
         catalog.load("objectives", "mixed")(parts=tuple(parts))
+
+
+@pytest.mark.parametrize("name", ["first", "distill"])
+def test_a_recipe_without_a_teacher_is_told_before_anything_runs(name: str) -> None:
+    with pytest.raises(LuthierError, match=r"objective\.teacher is missing"):
+        catalog.load("objectives", name)()
