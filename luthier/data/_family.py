@@ -38,6 +38,7 @@ class RowType(DataSource):
     """A type of rows.
 
     detected         found from the columns of the data (False: used only when named)
+    bare             other types' rows have its columns too: it is meant only where there is nothing more
     optional         columns that are read where they are there
     max_length       tokens of a sequence (of prompt and one answer, in groups); None: no limit
     truncation_mode  which end of a longer sequence is kept
@@ -45,6 +46,7 @@ class RowType(DataSource):
     """
 
     detected: ClassVar[bool] = False
+    bare: ClassVar[bool] = False
     optional: ClassVar[tuple[str, ...]] = ()
     max_length: int | None = 1024
     truncation_mode: Literal["keep_start", "keep_end"] = "keep_start"

@@ -172,11 +172,20 @@ def _detected(table: RowTable) -> tuple[str, str]:
     if table.defined and not made:
         try:  # columns that the user defined settle the type before those that happen to be there
             name, why = detect(table.defined)
-            return name, f"{why}, as mapped"
+            if not row_types()[name].bare or _bare_rows(table):  # type: ignore[attr-defined]
+                return name, f"{why}, as mapped"
         except LuthierError:
             pass
     name, why = _detected_rows(table)
     return name, f"{why}; {made}" if made else why
+
+
+def _bare_rows(table: RowTable) -> bool:
+    """Whether the other columns make no more of the rows than what was defined."""
+    try:
+        return row_types()[_detected_rows(table)[0]].bare  # type: ignore[attr-defined]
+    except LuthierError:
+        return True
 
 
 def _detected_rows(table: RowTable) -> tuple[str, str]:

@@ -24,6 +24,7 @@ class Prompts(Conversational):
     paper: ClassVar[str] = ""
     cards: ClassVar[tuple[int, ...]] = (44, 47, 49)
     detected: ClassVar[bool] = True
+    bare: ClassVar[bool] = True
     example_kind: ClassVar[type] = TextExample
     columns: ClassVar[tuple[tuple[str, ...], ...]] = (("prompt",),)
     optional: ClassVar[tuple[str, ...]] = ("tools",)

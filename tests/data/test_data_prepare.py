@@ -137,6 +137,18 @@ def test_mapped_columns_settle_the_type(write, chatml) -> None:
     assert "as mapped" in prepared.report.why
 
 
+def test_a_template_of_the_prompt_alone_leaves_answers_where_they_are(write, chatml) -> None:
+    told = {"template": {"prompt": "{{ prompt }}\n"}}
+    answered = write("r.jsonl", [{"question": "q", "answer": "a"}])
+    columns = {"prompt": "question", "completion": "answer"}
+    assert prepare(answered, tokenizer=chatml, columns=columns, **told).report.type == "chat"
+    assert (
+        prepare(write("p.jsonl", [{"prompt": "q", "answer": "a"}]), tokenizer=chatml, **told).report.type == "prompts"
+    )
+    completed = write("c.jsonl", [{"prompt": "q", "completion": "a"}])
+    assert prepare(completed, tokenizer=chatml, **told).report.type == "chat"
+
+
 def test_joined_sources_of_one_type_and_of_two(write, chatml) -> None:
     one = write("a.jsonl", [{"instruction": "q", "output": "a"}])
     two = write("b.jsonl", [{"prompt": "q", "completion": "a"}])
