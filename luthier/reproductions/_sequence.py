@@ -16,6 +16,7 @@ from luthier.core.config import TrainSettings
 from luthier.core.loop import Loop, LoopCallback
 from luthier.core.method import Objective, Tuner
 from luthier.core.references import references
+from luthier.core.rollouts import Rollouts
 from luthier.core.subject import Subject
 from luthier.objectives.sft import SFT
 
@@ -48,13 +49,16 @@ def tune(
     callbacks: Sequence[LoopCallback] = (),
     change: Callable[[nn.Module], None] = lambda model: None,
     objective: Objective | None = None,
+    rollouts: Rollouts | None = None,
 ) -> Tuned:
     """`tuner` on a copy of the base, by likelihood or another objective. `change` may hold parts of the model still."""
     pad, objective = tokenizer.pad_token_id, objective or SFT()
     untuned = references(base, tuner, objective, train, pad, settings)
     model = tuner.wrap(copy.deepcopy(base), "causal_lm", seed)
     change(model)
-    loop = Loop(model, tuner, objective, train, settings, pad, seed, references=untuned, callbacks=callbacks)
+    loop = Loop(
+        model, tuner, objective, train, settings, pad, seed, references=untuned, callbacks=callbacks, rollouts=rollouts
+    )
     cost = loop.fit().cost
     return Tuned(model.eval(), cost, loop)
 
