@@ -122,8 +122,8 @@ class FIRST(Recipe):
             )
         return replace(named[0], data=held_out_rows(recipe), limit=recipe.evaluate.limit)
 
-    def _rule(self, calibration: Any, c: float, teacher: str = "") -> Objective:
-        return Objective(teacher, self.k, calibration, c, self.support, self.c_student)
+    def _rule(self, calibration: Any, c: float, teacher: str | dict[str, Any] = "") -> Objective:
+        return Objective(teacher or self.teacher, self.k, calibration, c, self.support, self.c_student)
 
     # ---------------------------------------------------------------------------------------------- stages
 
@@ -174,9 +174,7 @@ class FIRST(Recipe):
         file, store = home / "first.json", home / "teacher.safetensors"
         if resume and file.exists() and store.exists():
             return json.loads(file.read_text(encoding="utf-8"))
-        asked: TeacherStore = teacher_of(
-            replace(made, objective=replace(self._rule("none", 1.0), teacher=teacher)), say
-        )
+        asked: TeacherStore = teacher_of(replace(made, objective=self._rule("none", 1.0, teacher)), say)
         asked.save(store)
         settings = ModelSettings.model_validate(teacher) if isinstance(teacher, dict) else teacher
         model = load(settings, made.loaded.task)

@@ -122,7 +122,7 @@ def test_refusals(tmp_path: Path) -> None:
 def test_a_recalibrated_model_is_a_distribution(calibration: str, c: float) -> None:
     """Tokens outside the k likeliest keep their probability."""
     logits = 3 * torch.randn(2, 4, 40, generator=torch.Generator().manual_seed(0))
-    p, made = logits.softmax(-1), recalibrated(Objective("", 5, calibration, c))(logits).exp()  # type: ignore[arg-type]
+    p, made = logits.softmax(-1), recalibrated(Objective("a teacher", 5, calibration, c))(logits).exp()  # type: ignore[arg-type]
     torch.testing.assert_close(made.sum(-1), torch.ones(2, 4))
     outside = torch.ones_like(p, dtype=torch.bool).scatter(-1, p.topk(5).indices, False)
     torch.testing.assert_close(made[outside], p[outside])

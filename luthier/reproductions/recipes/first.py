@@ -116,7 +116,7 @@ class First(Experiment):
             store = ask(teacher, train, self.k, PAD, size=256)
             out[f"{name}_captured"] = store.captured()["mean"]
             tell(f"{name}_teacher", teacher)
-            rules = [Student("", self.k, "temperature", T) for T in self.grid]
+            rules = [Student("the teacher", self.k, "temperature", T) for T in self.grid]
             chosen = least([{"T": r.c, **self.judged(teacher, held, recalibrated(r))} for r in rules])["T"]
             out[f"{name}_T"] = chosen
             told = References(top=store.of(train))
