@@ -161,11 +161,16 @@ Columns = tuple[Tensor, ...]
 """Tensors (n,), one number for each scored position."""
 
 
+def kl(p: Tensor, q: Tensor) -> Tensor:
+    """KL(p || q) (n,) of distributions given as log-probabilities (n, V)."""
+    return (p.exp() * (p - q)).sum(-1)
+
+
 def forward_kl(logits: Tensor, reference: Tensor, target: Tensor) -> Columns:
     """log pi(target), log rho(target) and KL(rho || pi) = sum_v rho(v) (log rho(v) - log pi(v)), from logits (n, V)."""
     log_pi, log_rho = logits.log_softmax(-1), reference.log_softmax(-1)
     at = target[:, None]
-    return log_pi.gather(1, at)[:, 0], log_rho.gather(1, at)[:, 0], (log_rho.exp() * (log_rho - log_pi)).sum(-1)
+    return log_pi.gather(1, at)[:, 0], log_rho.gather(1, at)[:, 0], kl(log_rho, log_pi)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from luthier.core.batch import Batch
-from luthier.core.logprobs import Scorer
+from luthier.core.logprobs import Scorer, kl
 from luthier.core.method import Loss, LuthierError, Objective
 
 
@@ -74,18 +74,14 @@ class Consistency(Objective):
             return 1 - F.cosine_similarity(states, self._target(states[first]), dim=-1)
         if self.align == "output_kl":
             logp = logits.log_softmax(-1)
-            return _kl(self._target(logp[first]), logp)
+            return kl(self._target(logp[first]), logp)
         if len(counts.unique()) > 1:
             raise LuthierError("objective: align similarity_kl needs equally many wordings in every row")
         by_wording = states.to(logits.dtype).unflatten(0, (-1, int(counts[0]))).transpose(0, 1)  # (M + 1, G, D)
         near = -torch.log1p((by_wording[:, :, None] - by_wording[:, None]).square().sum(-1))  # (M + 1, G, G)
         G = near.shape[1]
         others = near[:, ~torch.eye(G, dtype=torch.bool, device=near.device)].view(len(near), G, G - 1).log_softmax(-1)
-        return _kl(self._target(others[0]), others).transpose(0, 1).flatten()
+        return kl(self._target(others[0]), others).transpose(0, 1).flatten()
 
     def _target(self, x: Tensor) -> Tensor:
         return x.detach() if self.stop_gradient else x
-
-
-def _kl(logp: Tensor, logq: Tensor) -> Tensor:
-    return (logp.exp() * (logp - logq)).sum(-1)

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from luthier.core.batch import Batch
-from luthier.core.logprobs import Columns, Scorer
+from luthier.core.logprobs import Columns, Scorer, kl
 from luthier.core.method import LuthierError
 from luthier.objectives._family import TokenObjective
 
@@ -72,8 +72,3 @@ class Distill(TokenObjective):
             m = torch.logaddexp(p + math.log(self.beta), q + math.log(1 - self.beta))
             found = self.beta * kl(p, m) + (1 - self.beta) * kl(q, m)
         return (self.temperature**2 * found,)
-
-
-def kl(p: Tensor, q: Tensor) -> Tensor:
-    """KL(p || q) (n,) of distributions given as log-probabilities (n, V)."""
-    return (p.exp() * (p - q)).sum(-1)

@@ -108,9 +108,9 @@ class Frontier(StylePairs):
 
 
 def _clearly(rows: list[Row], more: str, less: str) -> bool:
-    """Whether the mean difference within seeds is above two of its standard errors."""
+    """Whether the mean difference within seeds is above two of its standard errors; one seed shows nothing."""
     gaps = [r[more] - r[less] for r in rows]
-    return statistics.fmean(gaps) > 2 * statistics.stdev(gaps) / len(gaps) ** 0.5
+    return len(gaps) > 1 and statistics.fmean(gaps) > 2 * statistics.stdev(gaps) / len(gaps) ** 0.5
 
 
 def _lower(one: list[tuple[float, float]], other: list[tuple[float, float]]) -> bool:
