@@ -29,6 +29,8 @@ class PolicyObjective(OnlineObjective):
     rows = ("prompts",)
     idle: ClassVar[bool] = True
 
+    epsilon: float = 0.2
+
     @property
     def strength(self) -> float:
         """Of the pull towards the reference; at 0 nobody is asked."""
@@ -37,6 +39,12 @@ class PolicyObjective(OnlineObjective):
     @property
     def reference(self) -> str:  # type: ignore[override]
         return "model" if self.strength else ""
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """How far below and above 1 a ratio counts; `epsilon_high` is that of above where it is given."""
+        low, high = self.epsilon, getattr(self, "epsilon_high", None)
+        return low, low if high is None else high
 
 
 def column(batch: Batch, name: str, like: Tensor) -> Tensor:

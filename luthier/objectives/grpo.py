@@ -81,12 +81,9 @@ class GRPO(PolicyObjective):
         log_ratio = logp - column(batch, "old", logp)
         if self.importance_sampling_level == "sequence":
             log_ratio = (batch.by_answer(log_ratio) / tokens)[batch.owner]
-        ratio, bounds = (
-            ratio_of(log_ratio),
-            (self.epsilon, self.epsilon if self.epsilon_high is None else self.epsilon_high),
-        )
-        losses, N = -surrogate(ratio, advantage, *bounds), float(len(logp))
-        figures = {"clip_ratio": (clipped(ratio, advantage, *bounds).to(logp).sum(), N)}
+        ratio = ratio_of(log_ratio)
+        losses, N = -surrogate(ratio, advantage, *self.bounds), float(len(logp))
+        figures = {"clip_ratio": (clipped(ratio, advantage, *self.bounds).to(logp).sum(), N)}
         if self.beta:
             kl = KL[self.kl](logp, column(batch, "ref", logp))
             losses = losses + self.beta * (kl * ratio if self.use_bias_correction_kl else kl)

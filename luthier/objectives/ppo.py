@@ -119,6 +119,6 @@ class PPO(PolicyObjective):
         ratio = ratio_of(logp - column(batch, "old", logp))
         near = torch.clamp(v, V - self.epsilon_value, V + self.epsilon_value)
         miss = torch.maximum((v - wanted) ** 2, (near - wanted) ** 2) / 2
-        losses = self.vf_coef * miss - surrogate(ratio, advantage, self.epsilon, self.epsilon)
-        at_work, N = clipped(ratio, advantage, self.epsilon, self.epsilon).to(logp).sum(), self.weight(batch)
+        losses = self.vf_coef * miss - surrogate(ratio, advantage, *self.bounds)
+        at_work, N = clipped(ratio, advantage, *self.bounds).to(logp).sum(), self.weight(batch)
         return Loss(losses.sum(), N, {"clip_ratio": (at_work, N), "loss/value": (miss.detach().sum(), N)})
