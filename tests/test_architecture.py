@@ -98,7 +98,7 @@ def _literals(file: Path) -> set[tuple[str, int]]:
 
 
 SHARED_WORDS = {"classification", "regression", "text", "labelled", "segments", "choice", "answer", "full", "merge", "skills",
-                "perplexity", "masked_lm", "prefix", "reward", "prompts"}  # fmt: skip
+                "perplexity", "masked_lm", "prefix", "reward", "prompts", "token_classification"}  # fmt: skip
 """Method names that are also tasks, columns, kinds, figures, capabilities or attributes of peft: as words they decide nothing."""
 
 

@@ -19,11 +19,13 @@ import transformers
 from torch import Tensor, nn
 
 from luthier.core.batch import (
+    IGNORED,
     Batch,
     GroupExample,
     LabelledExample,
     SearchExample,
     SourceTargetExample,
+    TaggedExample,
     TextExample,
     collate_groups,
     collate_labelled,
@@ -123,6 +125,10 @@ MORE_ARCHITECTURES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     ),
     "bert-embedding": ("BertModel", "embedding", "encoder", _bert_like()),
     "llama-embedding": ("LlamaModel", "embedding", "decoder", _llama_like()),
+    "bert-tagger": ("BertForTokenClassification", "token_classification", "encoder", _bert_like(num_labels=CLASSES)),
+    "llama-tagger": ("LlamaForTokenClassification", "token_classification", "decoder", _llama_like(
+        num_labels=CLASSES, classifier_dropout=0.0,
+    )),
     "llama-classifier": ("LlamaForSequenceClassification", "classification", "decoder", _llama_like(num_labels=CLASSES)),
 }  # fmt: skip
 """Further layouts, for the anatomy's and the core's own tests."""
@@ -225,6 +231,19 @@ def labelled(problem: str = "single_label_classification", n: int = 6, seed: int
     }
     label = labels[problem]
     return tuple(LabelledExample(row, _words(rng, int(rng.integers(3, 9))), label()) for row in range(n))
+
+
+@cache
+def tagged(n: int = 6, seed: int = 7) -> tuple[TaggedExample, ...]:
+    """A class for some of the tokens of each, the first of one and the last of another among them."""
+    rng = np.random.default_rng(seed)
+    out = []
+    for row in range(n):
+        ids = _words(rng, int(rng.integers(3, 9)))
+        tags = [int(rng.integers(CLASSES)) if rng.random() < 0.6 else IGNORED for _ in ids]
+        tags[-1 if row % 2 else 0] = int(rng.integers(CLASSES))
+        out.append(TaggedExample(row, ids, tags))
+    return tuple(out)
 
 
 @cache

@@ -17,14 +17,17 @@ from typing import Any
 from luthier.checks._battery import on, when
 from luthier.checks._compare import require
 from luthier.core.batch import (
+    IGNORED,
     GroupExample,
     LabelledExample,
     SearchExample,
     SourceTargetExample,
+    TaggedExample,
     TextExample,
     collate_groups,
     collate_packed,
     collate_source_target,
+    collate_tagged,
     collate_text,
 )
 from luthier.core.method import DataSource, RowError
@@ -74,6 +77,11 @@ def _value(column: str, row: int) -> Any:
         "translation": {"en": other, "de": trained},
         "query": other,
         "anchor": other,
+        "tokens": [*other.split(), *trained.split()],
+        "ner_tags": ["O"] * 3 + ["B-X", "I-X", None],
+        "pos_tags": [0, 1, 2, 0, 1, -100],
+        "chunk_tags": ["b", "a", "b", None, "a", "b"],
+        "tags": ["b", "a", "b", None, "a", "b"],
         "positive": trained,
     }[column]  # fmt: skip
 
@@ -84,6 +92,8 @@ def sample(source: DataSource, row: int = 0, alternative: int = 0) -> dict[str, 
     made = {name: _value(name, row) for name in sorted(names)}
     if "chosen" in made:
         made["prompt"] = _value("prompt", row)
+    if {"completions", "labels"} <= made.keys():  # one for each step
+        made["labels"] = [True, row % 2 == 0, False, True]
     return made
 
 
@@ -134,7 +144,8 @@ def worlds(method: DataSource) -> list[World]:
 
 
 texts_only = when(lambda method: method.example_kind is TextExample)
-tokens_trained = when(lambda method: method.example_kind not in (LabelledExample, SearchExample))
+tokens_trained = when(lambda method: method.example_kind not in (LabelledExample, SearchExample, TaggedExample))
+tokens_tagged = when(lambda method: method.example_kind is TaggedExample)
 limited = when(lambda method: "max_length" in {f.name for f in fields(method)})
 first_columns = on(lambda world: world.alternative == 0)
 
@@ -298,6 +309,43 @@ def _fits(short: Any, full: Any, limit: int) -> None:
         n = len(short.ids)
         kept = (short.ids, short.counts) == (full.ids[:n], full.counts[:n])
         require(kept, "a cut row is not the beginning of the whole one, with the same marks")
+
+
+@tokens_tagged
+def check_tags(method: DataSource, world: World) -> None:
+    """Classes are those of the row, in its order; each lies on the first token of its word, or on the last of its step."""
+    told, tokenizer = world.settled(method), world.tokenizer
+    for row, example in zip(world.rows(method), world.examples(method)):
+        at = [t for t, tag in enumerate(example.tags) if tag != IGNORED]
+        said = [told.label_names[example.tags[t]] for t in at]
+        if "completions" in row:
+            wanted = ["right" if label else "wrong" for label in row["labels"]]
+            for k, t in enumerate(at):
+                text = " ".join([row["prompt"], *row["completions"][: k + 1]])
+                read = _words(tokenizer.decode(example.ids[: t + 1]))
+                require(read == _words(text), f"step {k} is judged behind {read}, the row says {_words(text)}")
+        else:
+            tags = next(row[c] for c in row if c != "tokens")
+            known = [(w, tag) for w, tag in zip(row["tokens"], tags) if tag is not None and tag != IGNORED]
+            wanted = [str(tag) for _, tag in known]
+            for t, (word, _) in zip(at, known):
+                rest = tokenizer.decode(example.ids[t:]).strip()
+                require(rest.startswith(word), f"the class of '{word}' lies on a token before '{rest[:20]}'")
+        require(said == wanted, f"classes are {said}, the row says {wanted}")
+
+
+@tokens_tagged
+def check_tagged_batch(method: DataSource, world: World) -> None:
+    """A batch scores exactly the tokens that have a class, each at its own place, padded on either side."""
+    examples = world.examples(method)
+    wanted = [(e.ids[t], tag) for e in examples for t, tag in enumerate(e.tags) if tag != IGNORED]
+    for side in ("right", "left"):
+        batch = collate_tagged(examples, 0, side)
+        ids = batch.ids.flatten()[batch.source].tolist()
+        require(
+            batch.target is not None and list(zip(ids, batch.target.tolist())) == wanted,
+            f"padded {side}: the scored tokens are others",
+        )
 
 
 @tokens_trained

@@ -20,7 +20,7 @@ from luthier.checks._battery import on, when
 from luthier.checks._compare import CheckFailed, require
 from luthier.checks._models import model_of
 from luthier.checks.data import vocabulary
-from luthier.core.method import LuthierError, Refusal
+from luthier.core.method import HEADED, LuthierError, Refusal
 from luthier.core.subject import Subject
 from luthier.evaluation._family import Answers, Item, items_of
 
@@ -33,6 +33,7 @@ class Puppet:
 
     def __init__(self, world: World, items: Sequence[Item], choose: Callable[[Item], int]):
         self.task, self.outputs, self.name, self.choose = world.task, world.outputs, "puppet", choose
+        self.tokenizer, self.window, self.order = vocabulary("encoder"), None, items
         self.items = {json.dumps(key): i for i in items for key in (i.prompt, i.text)}
         self.model = SimpleNamespace(
             config=SimpleNamespace(id2label=dict(enumerate(CHOICES[: world.outputs])), num_labels=world.outputs)
@@ -82,6 +83,11 @@ class Puppet:
     def embeddings(self, texts: Sequence[Any], **more: Any) -> np.ndarray:
         return np.eye(len(CHOICES), dtype=np.float32)[[self._choice(t) for t in texts]]
 
+    def tag_probabilities(self, rows: Sequence[tuple[list[int], list[int]]]) -> list[np.ndarray]:
+        """Of all tokens of an item the same is said; the rows are those of the items, in order."""
+        self._only("token_classification")
+        return [np.eye(self.outputs)[[self.choose(i)] * len(at)] for i, (_, at) in zip(self.order, rows, strict=True)]
+
     def class_probabilities(self, texts: Sequence[Any]) -> np.ndarray:
         """A pair of an item and a choice is scored by whether that is the choice."""
         self._only("classification")
@@ -100,29 +106,40 @@ class World:
     task: str
     outputs: int = len(CHOICES)
 
+    @property
+    def classes(self) -> int:
+        """How many answers there are to an item; a head with one output tells numbers."""
+        return self.outputs if self.task == "token_classification" else len(CHOICES)
+
     def items(self, method: Any, n: int = N) -> list[Item]:
         own = method.rows()
         if own is not None:
             return items_of(own)
-        return items_of([
+        rows: list[dict[str, Any]] = [
             {
                 "id": str(i), "prompt": f"question {'x' * (i % 7)} {i}:", "text": f"text {'y' * (i % 5)} {i}",
-                "answer": CHOICES[i % 3], "choices": list(CHOICES), "label": i % 3,
+                "answer": CHOICES[i % self.classes], "choices": list(CHOICES), "label": i % self.classes,
             }
             for i in range(n)
-        ])  # fmt: skip
+        ]  # fmt: skip
+        if self.task == "token_classification":
+            for row in rows:
+                words = row["text"].split()
+                row |= {"tokens": words, "ner_tags": [row["answer"]] * len(words)}
+                row |= {"completions": words, "labels": [row["label"] > 0] * len(words)}
+        return items_of(rows)
 
     def real(self, tokens_per_batch: int) -> Subject:
         """A tiny random model of the kind."""
-        layout = "encoder" if self.task == "classification" else "causal"
-        name = "bert-classifier" if self.task == "classification" else "llama"
+        layout = "causal" if self.task == "causal_lm" else "encoder"
+        name = {"classification": "bert-classifier", "token_classification": "bert-tagger"}.get(self.task, "llama")
         words = vocabulary(layout)
         ids = {
             "pad_token_id": words.pad_token_id,
             "eos_token_id": words.eos_token_id,
             "bos_token_id": words.bos_token_id,
         }
-        if self.task == "classification":
+        if self.task in HEADED:
             ids["num_labels"] = self.outputs
         model: Any = model_of(name, vocab_size=len(words), max_position_embeddings=512, **ids)
         model.config.id2label = dict(enumerate(CHOICES[: self.outputs]))
@@ -130,6 +147,8 @@ class World:
 
 
 def worlds(method: Any) -> list[World]:
+    if method.head:
+        return [World("head of tokens", method.head, method.outputs or len(CHOICES))]
     return [
         World("language model", "causal_lm"), World("class head", "classification"), World("number head", "classification", 1),
     ]  # fmt: skip
@@ -140,7 +159,7 @@ def asked(method: Any, subject: Any, items: list[Item], base: Answers | None = N
     try:
         return method.ask(subject, items, base)
     except LuthierError:
-        if subject.task == "causal_lm":
+        if subject.task in ("causal_lm", method.head):
             raise
         return None
 
@@ -158,7 +177,7 @@ def _right(item: Item) -> int:
     return int(item.label) if item.label is not None else 0
 
 
-language = on(lambda world: world.task == "causal_lm")
+usual = on(lambda world: world.task in ("causal_lm", "token_classification"))
 generic = when(lambda method: method.rows() is None)
 shares = when(lambda method: main_metric(method) in method.proportions)
 
@@ -166,7 +185,7 @@ shares = when(lambda method: main_metric(method) in method.proportions)
 # ------------------------------------------------------------------------------------------------ checks
 
 
-@language
+@usual
 def check_metrics(method: Any, world: World) -> None:
     """Every metric that is announced has a value, and the main one comes first in the table of the answers."""
     items = world.items(method)
@@ -199,7 +218,7 @@ def check_oracle_is_best(method: Any, world: World) -> None:
         require(value(method, again, main_metric(method)) == 1.0, f"{main_metric(method)} of an oracle is not 1")
         return
     rng = np.random.default_rng(0)
-    guess = {i.id: int(rng.integers(3)) for i in items}
+    guess = {i.id: int(rng.integers(world.classes)) for i in items}
     poor = method.ask(Puppet(world, items, lambda i: guess[i.id]), items, best)
     metric = main_metric(method)
     up = method.metrics[metric]
@@ -213,7 +232,7 @@ def check_chance(method: Any, world: World) -> None:
     """A guesser scores chance: one in three here, within four standard deviations; a stated chance says the same."""
     items = world.items(method)
     rng = np.random.default_rng(1)
-    guess = {i.id: int(rng.integers(3)) for i in items}
+    guess = {i.id: int(rng.integers(world.classes)) for i in items}
     answers = asked(method, Puppet(world, items, lambda i: guess[i.id]), items)
     if answers is None:
         return
@@ -245,7 +264,7 @@ def check_weights(method: Any, world: World) -> None:
     """An item with weight two counts as two items, one with weight zero not at all: resampling rests on it."""
     items = world.items(method, 60)[:60]
     rng = np.random.default_rng(3)
-    guess = {i.id: int(rng.integers(3)) for i in items}
+    guess = {i.id: int(rng.integers(world.classes)) for i in items}
     best = asked(method, Puppet(world, items, _right), items)
     if best is None:
         return

@@ -27,6 +27,7 @@ from luthier.checks._models import (
     model_of,
     searches,
     sources_targets,
+    tagged,
     texts,
     wordings,
 )
@@ -38,18 +39,20 @@ from luthier.core.batch import (
     LabelledExample,
     SearchExample,
     SourceTargetExample,
+    TaggedExample,
     TextExample,
     collate_groups,
     collate_labelled,
     collate_packed,
     collate_searches,
     collate_source_target,
+    collate_tagged,
     collate_text,
 )
 from luthier.core.config import TrainSettings
 from luthier.core.logprobs import Scorer
 from luthier.core.loop import Loop, attach
-from luthier.core.method import Loss, Objective, OnlineObjective, PartialTuner
+from luthier.core.method import HEADED, Loss, Objective, OnlineObjective, PartialTuner
 from luthier.core.references import References
 from luthier.core.teacher import Top
 from luthier.core.trainable import Selection
@@ -82,6 +85,10 @@ class Plain:
 
     def head(self, ids: Sequence[int]) -> Tensor:
         """(C,) outputs of a task head."""
+        return self.model(input_ids=torch.tensor([list(ids)])).logits[0]
+
+    def tags(self, ids: Sequence[int]) -> Tensor:
+        """(T, C) outputs of a head of single tokens."""
         return self.model(input_ids=torch.tensor([list(ids)])).logits[0]
 
     def states(self, ids: Sequence[int]) -> Tensor:
@@ -191,6 +198,8 @@ class World:
             return collate_groups(examples, PAD, side, share_prompt=layout == "tree")
         if self.kind is LabelledExample:
             return collate_labelled(examples, PAD, side)
+        if self.kind is TaggedExample:
+            return collate_tagged(examples, PAD, side)
         if self.kind is SearchExample:
             return collate_searches(examples, PAD, side)
         if self.kind is SourceTargetExample:
@@ -210,6 +219,8 @@ def worlds(method: Objective) -> list[World]:
         return [World("pairs for one score", "llama-classifier", groups(6), (("num_labels", 1),))]
     if method.task == "classification":
         return [_headed(problem) for problem in method.problems]  # type: ignore[attr-defined]
+    if method.task == "token_classification":
+        return [World("encoder", "bert-tagger", tagged()), World("decoder", "llama-tagger", tagged())]
     found = []
     if (TextExample, 0) in kinds and method.task == "masked_lm":
         found.append(World("encoder", "bert", texts()))
@@ -259,6 +270,7 @@ def kinds(*wanted: type) -> Callable[[Check], Check]:
 
 
 token_level = when(lambda method: method.task not in ("classification", "embedding"))
+vocabulary_level = when(lambda method: method.task not in (*HEADED, "embedding"))
 causal = when(lambda method: method.task == "causal_lm")
 
 
@@ -342,7 +354,7 @@ def check_start(method: Objective, world: World) -> None:
             model.cls.predictions.bias.zero_()  # type: ignore[union-attr]
     batch = world.refer(method, world.batch(method), model)
     loss = computed(method, model, batch)
-    outputs = model.config.num_labels if method.task == "classification" else model.config.vocab_size
+    outputs = model.config.num_labels if method.task in HEADED else model.config.vocab_size
     stated = oracle.start(world.examples, outputs)  # type: ignore[union-attr]
     close(loss.sum.detach() / loss.weight, torch.tensor(stated), "loss at the start and as stated")
 
@@ -446,7 +458,7 @@ def check_zero_gradient(method: Objective, world: World) -> None:
             args[0].retain_grad()
             seen.append(args[0])
 
-    handle = model.get_output_embeddings().register_forward_pre_hook(note)  # type: ignore[operator]
+    handle = last_module(model).register_forward_pre_hook(note)
     computed(method, model, batch).sum.backward()
     handle.remove()
     gradient = seen[-1].grad.flatten(0, -2).abs().sum(-1)
@@ -457,7 +469,7 @@ def check_zero_gradient(method: Objective, world: World) -> None:
     require(bool(moved.any() if method.idle else moved.all()), "a position that counts has no gradient")
 
 
-@token_level
+@vocabulary_level
 def check_chunks(method: Objective, world: World) -> None:
     """The head in chunks of rows gives what the whole head gives, gradients too."""
     model, batch = world.model(), world.batch(method)

@@ -33,12 +33,13 @@ from transformers.pytorch_utils import Conv1D
 
 from luthier.core.anatomy import TASK_HEADS, Anatomy, Inside, all_norms, anatomy, base_transformer, kind_of
 from luthier.core.batch import positions_from_mask
-from luthier.core.method import TUNER_CAPABILITIES, Refusal, Tuner
+from luthier.core.method import HEADED, TUNER_CAPABILITIES, Refusal, Tuner
 
 PEFT_TASKS = {
     "causal_lm": "CAUSAL_LM",
     "seq2seq_lm": "SEQ_2_SEQ_LM",
     "classification": "SEQ_CLS",
+    "token_classification": "TOKEN_CLS",
     "masked_lm": None,
     "embedding": "FEATURE_EXTRACTION",
 }
@@ -68,7 +69,7 @@ class PeftTuner(Tuner):
 
 def head_modules(model: nn.Module, task: str) -> list[str] | None:
     """Task heads that are trained and saved beside an adapter (`modules_to_save`)."""
-    if task != "classification":
+    if task not in HEADED:
         return None
     inner = base_transformer(model)
     return [n for n in TASK_HEADS if getattr(inner, n, None) is not None] or None

@@ -67,6 +67,25 @@ class LabelledExample:
 
 
 @dataclass(slots=True)
+class TaggedExample:
+    """One input with the index of a class for some of its tokens, and `IGNORED` for the others."""
+
+    row: int
+    ids: list[int]
+    tags: list[int]
+    type_ids: list[int] | None = None
+    extras: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def tagged(self) -> list[int]:
+        """Places of the tokens that have a class."""
+        return [t for t, tag in enumerate(self.tags) if tag != IGNORED]
+
+
+@dataclass(slots=True)
 class SourceTargetExample:
     """An encoder input and a decoder target (sequence-to-sequence models)."""
 
@@ -106,7 +125,7 @@ class SearchExample:
         return ([self.query] if self.query else []) + self.documents
 
 
-Example = TextExample | GroupExample | LabelledExample | SourceTargetExample | SearchExample
+Example = TextExample | GroupExample | LabelledExample | TaggedExample | SourceTargetExample | SearchExample
 
 
 @dataclass
@@ -118,7 +137,7 @@ class Batch:
     positions  (B, T) long    position of each token in its own sequence; None: count from the first token
     sees       (B, T, T) bool row t may attend to column s; None: ordinary (causal or full) attention
     source     (N,) long      flat position b*T+t whose state predicts; for seq2seq in the decoder's grid
-    target     (N,) long      token to predict
+    target     (N,) long      token to predict; the class of the token itself, for tagged examples
     owner      (N,) long      answer the scored token belongs to, 0 <= owner < A
     rows       (A,) long      data row of each answer (of each sequence for labelled examples, of each query of a search)
     label      (B,) or (B, L) class index, number or 0/1 vector
@@ -395,6 +414,23 @@ def collate_labelled(examples: Sequence[LabelledExample], pad: int, side: str = 
     label = torch.tensor([e.label for e in examples])
     positions = positions_from_mask(mask) if side == "left" else None
     return Batch(ids, mask, _rows(examples), positions, label=label, type_ids=type_ids, extras=_extras(examples))
+
+
+def collate_tagged(examples: Sequence[TaggedExample], pad: int, side: str = "right") -> Batch:
+    """One input a row; scored are the tokens that have a class, each at its own place."""
+    ids, mask = _grid([e.ids for e in examples], pad, side)
+    width = ids.shape[1]
+    type_ids = None
+    if examples[0].type_ids is not None:
+        type_ids = _grid([e.type_ids for e in examples], 0, side)[0]  # type: ignore[misc]
+    starts = [b * width + (width - len(e) if side == "left" else 0) for b, e in enumerate(examples)]
+    source = torch.tensor([at + t for e, at in zip(examples, starts) for t in e.tagged], dtype=torch.long)
+    target = torch.tensor([e.tags[t] for e in examples for t in e.tagged], dtype=torch.long)
+    owner = torch.tensor([b for b, e in enumerate(examples) for _ in e.tagged], dtype=torch.long)
+    positions = positions_from_mask(mask) if side == "left" else None
+    return Batch(
+        ids, mask, _rows(examples), positions, None, source, target, owner, type_ids=type_ids, extras=_extras(examples)
+    )
 
 
 def collate_source_target(examples: Sequence[SourceTargetExample], pad: int, start: int, side: str = "right") -> Batch:

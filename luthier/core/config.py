@@ -42,9 +42,9 @@ class ModelSettings(_Section):
 
     model_name_or_path: str = Field(description="name of an embedded model, a local folder or a hub id")
     revision: str | None = None
-    task: Literal["auto", "causal_lm", "seq2seq_lm", "masked_lm", "classification", "embedding"] = Field(
-        "auto", description="head to load; auto: from the objective and the model"
-    )
+    task: Literal[
+        "auto", "causal_lm", "seq2seq_lm", "masked_lm", "classification", "token_classification", "embedding"
+    ] = Field("auto", description="head to load; auto: from the objective and the model")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = None
     trust_remote_code: bool = False

@@ -326,6 +326,12 @@ class Scorer:
         with instead(head, at_last):
             return self.run(batch).logits
 
+    def tag_logits(self, batch: Batch) -> Tensor:
+        """Logits (N, C) of a task head at the scored tokens, behind a prompt that the model puts in front."""
+        assert batch.source is not None
+        logits = self.run(batch).logits[:, -batch.ids.shape[1] :]
+        return logits.flatten(0, 1).index_select(0, batch.source)
+
     def logp_and_states(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Log-probability (N,) of each scored token, and the state (N, D) that the head sees there."""
         logp, seen = self._logp(batch), []

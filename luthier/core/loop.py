@@ -40,12 +40,14 @@ from luthier.core.batch import (
     Plan,
     SearchExample,
     SourceTargetExample,
+    TaggedExample,
     TextExample,
     collate_groups,
     collate_labelled,
     collate_packed,
     collate_searches,
     collate_source_target,
+    collate_tagged,
     collate_text,
     pack,
 )
@@ -118,6 +120,8 @@ class Collator:
             return collate_groups(examples, self.pad, share_prompt=self.share_prompt)  # type: ignore[arg-type]
         if isinstance(first, LabelledExample):
             return collate_labelled(examples, self.pad)  # type: ignore[arg-type]
+        if isinstance(first, TaggedExample):
+            return collate_tagged(examples, self.pad)  # type: ignore[arg-type]
         if isinstance(first, SearchExample):
             return collate_searches(examples, self.pad)  # type: ignore[arg-type]
         assert isinstance(first, SourceTargetExample)

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from luthier.core.trainable import Selection
 
 
+HEADED = ("classification", "token_classification")
+"""Tasks whose head is new, and has as many outputs as there are labels: of a whole input, and of single tokens."""
+
+
 class LuthierError(Exception):
     """An error a user can act on: one line that names the file, key or row, and the fix. No traceback is shown."""
 
@@ -77,8 +81,8 @@ class Tuner(Method):
     def wrap(self, model: nn.Module, task: str, seed: int = 0) -> nn.Module:
         """Make `model` trainable in this method's way and return the module to train.
 
-        `task` is one of "causal_lm", "seq2seq_lm", "masked_lm", "classification", "embedding". Task heads that are new stay
-        trainable whatever the tuner.
+        `task` is one of "causal_lm", "seq2seq_lm", "masked_lm", "classification", "token_classification", "embedding". Task heads
+        that are new stay trainable whatever the tuner.
         """
         raise NotImplementedError
 
@@ -175,7 +179,7 @@ class Objective(Method):
     """What is minimised.
 
     rows       data types it takes (names of the data axis), the first is the usual one
-    task       the head it needs: "causal_lm", "masked_lm", "classification", "embedding" (none: the final states)
+    task       the head it needs: "causal_lm", "masked_lm", one of `HEADED`, "embedding" (none: the final states)
     start      what the loss is before any step, in words and as a number where it is exact
     reference  what it needs of the untuned model: "" nothing; "answers" the log-probability of each answer, computed once
                and stored; "model" the model itself, asked beside the tuned one (`Scorer.compare`); "top" its `k` likeliest

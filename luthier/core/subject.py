@@ -37,7 +37,7 @@ from torch import Tensor, nn
 
 from luthier.core.batch import _grid
 from luthier.core.embedding import Pooling, pooled
-from luthier.core.method import Decoder, Generation, Limits, LuthierError, Refusal
+from luthier.core.method import HEADED, Decoder, Generation, Limits, LuthierError, Refusal
 from luthier.core.mixture import Mixture, Wrap
 
 Prompt = str | list[dict[str, Any]]
@@ -147,7 +147,7 @@ class Subject:
     """What can be asked.
 
     model             transformers model or PeftModel with the head that `task` needs
-    task              "causal_lm", "seq2seq_lm", "masked_lm", "classification" or "embedding"
+    task              "causal_lm", "seq2seq_lm", "masked_lm", "classification", "token_classification" or "embedding"
     decoder           how tokens are chosen; None: transformers' own greedy `generate`
     tokens_per_batch  rows times columns of a padded batch
     max_length        window; None: the model's own
@@ -383,7 +383,7 @@ class Subject:
                 yield i, logp
 
     def _writes(self) -> None:
-        if self.task == "classification":
+        if self.task in HEADED:
             raise Refusal(
                 "a classification model gives classes, not text: measure it by a scorer of classes or numbers"
             )
@@ -405,6 +405,13 @@ class Subject:
                 for i, p in zip(group, _head_probability(logits, plain_model(self.model).config), strict=True):
                     out[i] = p.cpu().numpy()
         return np.stack(out)  # type: ignore[arg-type]
+
+    def tag_probabilities(self, rows: Sequence[tuple[list[int], list[int]]]) -> list[np.ndarray]:
+        """Probabilities (n, C) of a head of single tokens, for each (ids, n places)."""
+        if self.task != "token_classification":
+            raise Refusal(f"classes of tokens need a token classification head, this subject is a {self.task}")
+        asks = [_Ask(ids, at, [0] * len(at)) for ids, at in rows]
+        return [found[0] for found in self._each(asks, lambda logits, _: (logits.softmax(-1),))]
 
     def embeddings(
         self, texts: Sequence[str | tuple[str, str]], pooling: Pooling = "mean", max_length: int | None = None

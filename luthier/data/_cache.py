@@ -24,11 +24,13 @@ from luthier.core.batch import (
     LabelledExample,
     SearchExample,
     SourceTargetExample,
+    TaggedExample,
     TextExample,
 )
 
 Arrays = dict[str, np.ndarray]
-KINDS = {c.__name__: c for c in (TextExample, GroupExample, LabelledExample, SourceTargetExample, SearchExample)}
+_KINDS = (TextExample, GroupExample, LabelledExample, TaggedExample, SourceTargetExample, SearchExample)
+KINDS = {c.__name__: c for c in _KINDS}
 NESTED = ("answers", "documents", "type_ids")
 """Fields that may hold several lists an example."""
 

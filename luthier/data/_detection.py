@@ -19,8 +19,6 @@ from luthier.data._words import nearest
 
 # Rows that the field knows and no method here takes: name -> (what they need, what to do about it).
 _UNTAKEN: dict[str, tuple[tuple[tuple[str, ...], ...], str]] = {
-    "token classification": ((("tokens",), ("ner_tags", "pos_tags", "chunk_tags", "tags")), ""),
-    "stepwise supervision": ((("prompt",), ("completions",), ("labels",)), ""),
     "image, audio or video": ((("images", "image", "audio", "audios", "videos", "video"),), "drop that column"),
 }
 
@@ -72,7 +70,8 @@ def detect(columns: Sequence[str]) -> tuple[str, str]:
     kept = [(name, way) for name, way in matches if not beaten(name, way)]
     if not kept:
         raise LuthierError(f"data: no row type has the columns {_list(columns)}; {_help()}")
-    if len(kept) > 1:
+    types = {name for name, _ in kept}
+    if len(kept) > 1 and not (len(types) == 1 and row_types()[kept[0][0]].chosen_by_option):  # type: ignore[attr-defined]
         found = "; ".join(f"{name} ({_list(sorted(way))})" for name, way in kept)
         raise LuthierError(f"data: the columns {_list(columns)} fit more than one row type: {found}; say which: {_SAY}")
     name, way = kept[0]

@@ -38,6 +38,7 @@ class RowType(DataSource):
     """A type of rows.
 
     detected         found from the columns of the data (False: used only when named)
+    chosen_by_option rows may have several alternatives of a required column; an option says which is meant
     bare             other types' rows have its columns too: it is meant only where there is nothing more
     optional         columns that are read where they are there
     max_length       tokens of a sequence (of prompt and one answer, in groups); None: no limit
@@ -46,6 +47,7 @@ class RowType(DataSource):
     """
 
     detected: ClassVar[bool] = False
+    chosen_by_option: ClassVar[bool] = False
     bare: ClassVar[bool] = False
     optional: ClassVar[tuple[str, ...]] = ()
     max_length: int | None = 1024

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from luthier.core.batch import Example, GroupExample, LabelledExample, SourceTargetExample, TextExample
+from luthier.core.batch import Example, GroupExample, LabelledExample, SourceTargetExample, TaggedExample, TextExample
 from luthier.core.method import DataSource, LuthierError, RowError
 from luthier.data import _cache
 from luthier.data._detection import detect, named, row_types
@@ -302,7 +302,7 @@ def _measure(examples: Sequence[Example], report: Report) -> None:
     edges = np.arange(lengths.min(), lengths.max() + width + 1, width)
     counts, _ = np.histogram(lengths, bins=edges)
     report.histogram = [(int(a), int(a) + width - 1, int(n)) for a, n in zip(edges, counts)]
-    if isinstance(examples[0], LabelledExample) and report.label_names:
+    if isinstance(examples[0], LabelledExample | TaggedExample) and report.label_names:
         report.label_counts = _label_counts(examples, report.label_names)
 
 
@@ -312,13 +312,18 @@ def trained(example: Example) -> int:
         return sum(example.counts)
     if isinstance(example, GroupExample):
         return sum(map(len, example.answers)) - sum(example.given or ())
+    if isinstance(example, TaggedExample):
+        return len(example.tagged)
     return len(example.target) if isinstance(example, SourceTargetExample) else 0
 
 
 def _label_counts(examples: Sequence[Any], names: Sequence[str]) -> dict[str, int]:
     counts = dict.fromkeys(names, 0)
     for e in examples:
-        on = [i for i, v in enumerate(e.label) if v] if isinstance(e.label, list) else [int(e.label)]
+        if isinstance(e, TaggedExample):
+            on = [e.tags[t] for t in e.tagged]
+        else:
+            on = [i for i, v in enumerate(e.label) if v] if isinstance(e.label, list) else [int(e.label)]
         for i in on:
             counts[names[i]] += 1
     return counts

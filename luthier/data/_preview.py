@@ -10,7 +10,15 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from luthier.core.batch import Example, GroupExample, LabelledExample, SearchExample, TextExample
+from luthier.core.batch import (
+    IGNORED,
+    Example,
+    GroupExample,
+    LabelledExample,
+    SearchExample,
+    TaggedExample,
+    TextExample,
+)
 from luthier.data._prepare import Prepared, Report, trained
 
 if TYPE_CHECKING:
@@ -20,8 +28,10 @@ if TYPE_CHECKING:
 Part = tuple[str, bool]  # decoded text, trained
 
 
-def parts(example: Example, tokenizer: Any) -> list[tuple[str, list[Part]]]:
-    """Named pieces of an example, each as runs of trained and not trained text."""
+def parts(example: Example, tokenizer: Any, names: Sequence[str] = ()) -> list[tuple[str, list[Part]]]:
+    """Named pieces of an example, each as runs of trained and not trained text. `names` are those of its classes."""
+    if isinstance(example, TaggedExample):
+        return [("", _tagged(example, tokenizer, names))]
     if isinstance(example, TextExample):
         return [("", _runs(example.ids, example.counts, tokenizer))]
     if isinstance(example, GroupExample):
@@ -49,6 +59,19 @@ def _runs(ids: Sequence[int], counts: Sequence[bool], tokenizer: Any) -> list[Pa
     return [(_decode([i for i, _ in run], tokenizer), on) for on, run in runs]
 
 
+def _tagged(example: TaggedExample, tokenizer: Any, names: Sequence[str]) -> list[Part]:
+    """Tokens that have a class one by one, with its name; what lies between them as one run."""
+    runs: list[Part] = []
+    for tag, run in groupby(zip(example.ids, example.tags), key=lambda pair: pair[1]):
+        ids = [i for i, _ in run]
+        if tag == IGNORED:
+            runs.append((_decode(ids, tokenizer), False))
+        else:
+            name = names[tag] if names else str(tag)
+            runs += [(f"{_decode([i], tokenizer)}/{name}", True) for i in ids]
+    return runs
+
+
 def _decode(ids: Sequence[int], tokenizer: Any) -> str:
     return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
@@ -70,7 +93,7 @@ def preview_text(prepared: Prepared, tokenizer: Any, n: int = 3, report: bool = 
     lines = []
     for k in range(min(n, len(prepared))):
         lines.append(f"--- {_title(prepared, k)}")
-        for name, runs in parts(prepared.examples[k], tokenizer):
+        for name, runs in parts(prepared.examples[k], tokenizer, prepared.report.label_names or ()):
             text = "".join(f"[[{_shown(t)}]]" if on else _shown(t) for t, on in runs)
             lines.append(f"{name}: {text}" if name else text)
     if report:
@@ -92,7 +115,7 @@ def preview(prepared: Prepared, tokenizer: Any, n: int = 3) -> Group:
     panels: list[Any] = []
     for k in range(min(n, len(prepared))):
         body = Text()
-        for name, runs in parts(prepared.examples[k], tokenizer):
+        for name, runs in parts(prepared.examples[k], tokenizer, prepared.report.label_names or ()):
             if name:
                 body.append(f"{name}\n" if not body else f"\n{name}\n", style="bold")
             for text, on in runs:

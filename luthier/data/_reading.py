@@ -518,8 +518,21 @@ def _arrow(path: str, suffix: str) -> _Raw:
         raise LuthierError(f"{path}: not a readable {suffix} file: {str(error).splitlines()[0]}") from None
     described = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
     features = described.get("info", {}).get("features") or {}
-    names = {k: v["names"] for k, v in features.items() if isinstance(v, dict) and v.get("names")}
+    names = {k: list(found) for k, v in features.items() if (found := _class_names(v))}
     return _Raw(((f"{path}[{i}]", _as_row(r)) for i, r in enumerate(table.to_pylist())), names)
+
+
+def _class_names(feature: Any) -> Sequence[str] | None:
+    """Class names of a column of labels or of lists of labels, described by `datasets` as an object or as JSON."""
+    while feature is not None:
+        if isinstance(feature, list):
+            feature = feature[0] if feature else None
+            continue
+        get = feature.get if isinstance(feature, Mapping) else lambda key, of=feature: getattr(of, key, None)
+        if get("names"):
+            return get("names")
+        feature = get("feature")
+    return None
 
 
 def _folder(place: str, split: str | None, headerless: bool) -> _Raw:
@@ -559,7 +572,7 @@ def _hugging(data: Any, place: str, split: str | None) -> _Raw:
         if chosen not in splits:
             raise LuthierError(f"{place}: {nearest('split', chosen, splits)}")
         data = data[chosen]
-    names = {k: list(f.names) for k, f in data.features.items() if getattr(f, "names", None)}
+    names = {k: list(found) for k, f in data.features.items() if (found := _class_names(f))}
     return _Raw(((f"{place}[{i}]", _as_row(dict(r))) for i, r in enumerate(data)), names, notes)
 
 

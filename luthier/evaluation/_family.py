@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from luthier.core.method import Evaluator, LuthierError
+from luthier.core.method import Evaluator, LuthierError, Refusal
 from luthier.core.subject import Prompt, Subject, plain_model
 
 Stats = dict[str, NDArray]
@@ -159,6 +159,17 @@ def weighted_mean(values: NDArray, weights: NDArray) -> NDArray:
     return weights @ values / weights.sum(1)
 
 
+def ratio(a: NDArray, b: NDArray) -> NDArray:
+    """a / b (R,), 0 where b is."""
+    return np.divide(a, b, out=np.zeros(len(a)), where=b > 0)
+
+
+def head_names(subject: Subject) -> list[str]:
+    """Class names of a task head, in the order of its outputs."""
+    known = plain_model(subject.model).config.id2label
+    return [str(known[k]) for k in sorted(known)]
+
+
 class Scorer(Evaluator):
     """Base of all scorers.
 
@@ -167,7 +178,12 @@ class Scorer(Evaluator):
     units        unit of a metric that has one
     sample       the statistic shown as an item's score; empty: an item has no answer to show
     keep_texts   whether prompts and outputs may be written anywhere
+    head         the task head without which it has nothing to read; empty: it asks language models too
+    outputs      how many outputs that head must have; 0: any number
     """
+
+    head: ClassVar[str] = ""
+    outputs: ClassVar[int] = 0
 
     proportions: ClassVar[frozenset[str]] = frozenset()
     units: ClassVar[dict[str, str]] = {}
@@ -181,6 +197,15 @@ class Scorer(Evaluator):
     def ask(self, subject: Subject, items: Sequence[Item], base: Answers | None = None) -> Answers:
         """Ask the subject. `base` are the answers of the base model on the same items, if it was asked before."""
         raise NotImplementedError
+
+    def outputs_of(self, subject: Subject) -> list[str]:
+        """What the outputs of the head are called that the scorer reads. Refuses another head, or another number of them."""
+        if subject.task != self.head:
+            raise Refusal(f"{self.name} reads a {self.head} head, this subject is a {subject.task}")
+        names = head_names(subject)
+        if self.outputs and len(names) != self.outputs:
+            raise Refusal(f"{self.name} reads a head with {self.outputs} outputs, this one has {len(names)}")
+        return names
 
     def table(self, answers: Answers) -> dict[str, bool]:
         """Metrics of these answers: `metrics`, and more where they depend on the data (one per class, say)."""
@@ -424,8 +449,7 @@ def class_scores(
     if subject.task == "classification":
         need(items, "text", "a class head")
         p = subject.class_probabilities([i.text for i in items])
-        known = plain_model(subject.model).config.id2label
-        names = [str(known[k]) for k in sorted(known)]
+        names = head_names(subject)
     else:
         need([i for i in items if i.prompt is None], "text", "verbalised labels")
         names = list(labels) or sorted({str(i.label if i.label is not None else i.reference) for i in items})

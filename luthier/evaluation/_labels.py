@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from luthier.core.method import LuthierError
-from luthier.core.subject import Subject, plain_model
-from luthier.evaluation._family import Aggregate, Answers, Item, Scorer, items_of, need, weighted_mean
+from luthier.core.subject import Subject
+from luthier.evaluation._family import Aggregate, Answers, Item, Scorer, head_names, items_of, need, weighted_mean
 
 __all__ = [
     "Answers", "Item", "LabelSets", "LuthierError", "NDArray", "Subject", "gold_labels", "head_names", "labelled_items",
@@ -47,12 +47,6 @@ def labelled_items(source: Any) -> list[Item]:
 
     given = isinstance(source, list | tuple) and all(isinstance(r, dict) for r in source)
     return items_of(list(source) if given else list(read(source).rows))
-
-
-def head_names(subject: Subject) -> list[str]:
-    """Class names of a task head, in the order of its outputs."""
-    known = plain_model(subject.model).config.id2label
-    return [str(known[k]) for k in sorted(known)]
 
 
 class LabelSets(Scorer):

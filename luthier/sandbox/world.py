@@ -48,7 +48,7 @@ class Task:
     """What a task is, which row type it gives, and which of its parts are in pretraining."""
 
     line: str
-    kind: str = "prompt"  # prompt: prompt, completion, answer; label: text, label; pair: chosen, rejected; text; messages; search
+    kind: str = "prompt"  # what of its columns `describe` names
     parts: tuple[str, ...] = ("known",)
     pretrained: tuple[str, ...] = ("known",)
 
@@ -60,6 +60,8 @@ class Task:
             "text": "text",
             "messages": "messages",
             "search": "query, positive, relevant",
+            "tags": "tokens, ner_tags",
+            "steps": "prompt, completions, labels",
         }[self.kind]
         inside = ", ".join(f"{p} {'in' if p in self.pretrained else 'not in'} pretraining" for p in self.parts)
         return f"{self.line} [{fields}; {inside}]"
@@ -163,6 +165,10 @@ def gold(row: Row) -> str:
         return row["chosen"]
     if "label" in row:
         return str(row["label"])
+    if "ner_tags" in row:
+        return " ".join(row["ner_tags"])
+    if "completions" in row:
+        return " ".join("right" if label else "wrong" for label in row["labels"])
     if "messages" in row:
         return row["messages"][-1]["content"]
     return row["positive"] if "positive" in row else row["text"]

@@ -22,7 +22,7 @@ from luthier.core.adapt import as_served
 from luthier.core.config import Recipe
 from luthier.core.logprobs import Scorer
 from luthier.core.loop import Interrupted, Loop, LoopCallback
-from luthier.core.method import Refusal
+from luthier.core.method import HEADED, Refusal
 from luthier.verbs.load import calm, load
 from luthier.verbs.run import measured_tasks, run
 
@@ -123,7 +123,7 @@ class Passes(LoopCallback):
         told = self.recipe.model
         task = loop.objective.task if told.task == "auto" else told.task
         with calm():
-            untuned = load(told, task, loop.plain.config.num_labels if task == "classification" else None)
+            untuned = load(told, task, loop.plain.config.num_labels if task in HEADED else None)
         base = Scorer(untuned.model.to(loop.device).eval()).warm()
         with as_served(loop.tuner, loop.plain):
             plain, tuned = meter.in_turns(lambda: loop.mean_loss(base), loop.mean_loss)

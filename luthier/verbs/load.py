@@ -12,7 +12,7 @@ from typing import Any
 
 from luthier.core.config import ModelSettings
 from luthier.core.delta import Applied, apply_delta, is_delta, read_about
-from luthier.core.method import Decoder, LuthierError
+from luthier.core.method import HEADED, Decoder, LuthierError
 from luthier.core.mixture import Other
 from luthier.core.runs import hash_tensors
 from luthier.core.shards import ADAPTER, WEIGHTS, Shards
@@ -23,8 +23,13 @@ AUTO = {
     "seq2seq_lm": "AutoModelForSeq2SeqLM",
     "masked_lm": "AutoModelForMaskedLM",
     "classification": "AutoModelForSequenceClassification",
+    "token_classification": "AutoModelForTokenClassification",
     "embedding": "AutoModel",
 }
+
+
+TASKS = {"SEQ_CLS": "classification", "TOKEN_CLS": "token_classification", "FEATURE_EXTRACTION": "embedding"}
+"""What the heads of adapter folders are called there."""
 
 
 @dataclass
@@ -33,7 +38,7 @@ class Loaded:
 
     model      transformers model, or PeftModel where `name` is an adapter folder or a run that made one
     tokenizer  its tokenizer
-    task       head: "causal_lm", "seq2seq_lm", "masked_lm", "classification", or "embedding" for none
+    task       head: "causal_lm", "seq2seq_lm", "masked_lm", "classification", "token_classification", or "embedding" for none
     name       what it was loaded by;  path  folder or hub id that transformers read
     new        names of tensors that its files do not hold (a new task head)
     delta      the delta that is on it, where `name` is a delta folder or a run that made one
@@ -171,8 +176,10 @@ def _plain(
         task = _task_of(config) if task == "auto" else task
         if getattr(config, "is_encoder_decoder", False) and task == "causal_lm":
             task = "seq2seq_lm"
+        if getattr(config, "is_encoder_decoder", False) and task == "token_classification":
+            raise LuthierError(f"task {task} takes an encoder or a decoder, not an encoder-decoder: name another model")
         extra: dict[str, Any] = _bare(config) if task == "embedding" else {}
-        if task == "classification":
+        if task in HEADED:
             extra["num_labels"] = num_labels or settings.num_labels or getattr(config, "num_labels", 2)
             if problem_type:
                 extra["problem_type"] = problem_type
@@ -238,6 +245,7 @@ def _task_of(config: Any) -> str:
     names = " ".join(config.architectures or [])
     for ending, task in (
         ("SequenceClassification", "classification"),
+        ("TokenClassification", "token_classification"),
         ("MaskedLM", "masked_lm"),
         ("ConditionalGeneration", "seq2seq_lm"),
     ):
@@ -263,11 +271,9 @@ def _with_adapter(
     )
     if told is None:
         raise LuthierError(f"{adapter}: no adapter_config.json: this is not an adapter folder")
-    if task == "auto" and told.get("task_type") == "SEQ_CLS":
-        task = "classification"
-    if task == "auto" and told.get("task_type") == "FEATURE_EXTRACTION":
-        task = "embedding"
-    if task == "classification" and num_labels is None:
+    if task == "auto":
+        task = TASKS.get(told.get("task_type"), task)
+    if task in HEADED and num_labels is None:
         num_labels, label_names, problem_type = _head_labels(adapter)
     base = load(settings.model_copy(update={"adapter": None}), task, num_labels, label_names, problem_type)
     try:

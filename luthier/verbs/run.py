@@ -18,7 +18,7 @@ from luthier.core import config, runs
 from luthier.core.config import Recipe
 from luthier.core.delta import save_delta
 from luthier.core.loop import Diverged, Fitted, Interrupted, Loop, LoopCallback, make_accelerator, seed_everything
-from luthier.core.method import LuthierError, Objective, OnlineObjective, Tuner
+from luthier.core.method import HEADED, LuthierError, Objective, OnlineObjective, Tuner
 from luthier.core.references import References, references
 from luthier.core.rollouts import Rollouts
 from luthier.core.runs import RunFolder
@@ -180,7 +180,7 @@ def prepare(recipe: Recipe, say: Callable[[str], None] = lambda text: None) -> P
         reward_of(recipe.rollouts.reward)
     task = objective.task if recipe.model.task == "auto" else recipe.model.task
     rows = None
-    if task == "classification":  # the head's size comes from the labels
+    if task in HEADED:  # the head's size comes from the labels
         rows = _rows(recipe, _tokenizer(recipe), None)
         _check_rows(rows, objective)
         names = rows.report.label_names
@@ -604,7 +604,7 @@ def save_model(folder: Path, tuned: Loaded, ready: Prepared) -> dict[str, Any]:
             else:
                 tuned.model.save_pretrained(part)
         tuned.tokenizer.save_pretrained(part)
-        if tuned.task == "classification":
+        if tuned.task in HEADED:
             problem, outputs = getattr(ready.train.source, "problem_type", None), tuned.model.config.num_labels
             told = {"names": names, "problem_type": problem, "outputs": outputs}
             (part / "labels.json").write_text(json.dumps(told))
@@ -633,7 +633,7 @@ def save_model(folder: Path, tuned: Loaded, ready: Prepared) -> dict[str, Any]:
 def _write_delta(part: Path, tuned: Loaded, ready: Prepared) -> None:
     """What moved against the base, which is read again: the model that was tuned is no longer it."""
     told, names = ready.recipe.model, ready.train.report.label_names
-    classes = tuned.model.config.num_labels if tuned.task == "classification" else None
+    classes = tuned.model.config.num_labels if tuned.task in HEADED else None
     base = load(told, tuned.task, classes, names)
     name = str(Path(base.name).resolve()) if Path(base.name).exists() else base.name
     about = {"dtype": told.dtype, "tuner": ready.recipe.tuner["name"], "luthier": luthier.__version__}

@@ -126,8 +126,8 @@ def test_options_are_checked(write, chatml) -> None:
         prepare(path, tokenizer=chatml, type="chatt")
     with pytest.raises(LuthierError, match=r"type text needs the column text; .* has messages"):
         prepare(path, tokenizer=chatml, type="text")
-    with pytest.raises(LuthierError, match="stepwise supervision rows"):
-        prepare(path, tokenizer=chatml, type="stepwise supervision")
+    with pytest.raises(LuthierError, match="image, audio or video rows"):
+        prepare(path, tokenizer=chatml, type="image, audio or video")
 
 
 def test_mapped_columns_settle_the_type(write, chatml) -> None:

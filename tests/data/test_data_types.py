@@ -31,6 +31,8 @@ from luthier.data.unpaired import Unpaired
         ("prompt completion label", "unpaired"),
         ("prompt completions scores", "ranked"),
         ("prompt completions ranks id", "ranked"),
+        ("id tokens pos_tags ner_tags", "tagged"),
+        ("prompt completions labels", "stepwise"),
         ("text label", "labelled"),
         ("text labels", "labelled"),
         ("sentence1 sentence2 label idx", "labelled"),
@@ -58,8 +60,6 @@ def test_types_by_columns(columns: str, kind: str) -> None:
         ("messages images", "fit more than one row type"),
         ("question answer", "no row type has the columns question, answer"),
         ("", r"columns \(none\)"),
-        ("tokens ner_tags", "token classification rows: no method"),
-        ("prompt completions labels", "stepwise supervision rows: no method"),
         ("image", "image, audio or video rows: no method"),
     ],
 )

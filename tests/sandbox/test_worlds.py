@@ -38,6 +38,8 @@ FIELDS = {
     "text": {"text"},
     "messages": {"messages"},
     "search": {"query", "positive", "relevant"},
+    "tags": {"tokens", "ner_tags"},
+    "steps": {"prompt", "completions", "labels"},
 }
 
 

@@ -8,6 +8,7 @@ of the data of Antidote in the middle run; what is reported are prompts that nei
 from __future__ import annotations
 
 import itertools
+import statistics
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar
@@ -181,7 +182,6 @@ class Repair(Experiment):
                 f"task before: {by('task', 'tuned')}; after: {by('task', 'repaired')}; base {spread(rows, 'task_base')}; allowed "
                 f"questions after: {by('allowed', 'repaired')}, before: {by('allowed', 'tuned')}",
                 max(lost) <= 0.05,
-                central=False,
             ),
             Claim(
                 "where half of the refusals are back, more of the task is left than when the whole adapter is scaled down",
@@ -203,3 +203,11 @@ class Repair(Experiment):
                 central=False,
             ),
         ]
+
+    def explanation(self, rows: list[Row]) -> str:
+        before, after = (statistics.fmean(mean(rows, f"task_{part}_{n}") for n in SETTINGS) for part in ("tuned", "repaired"))
+        return (
+            "the score finds the damage and one share repairs it at every rate and length, but in a small dense model the same "
+            f"entries carry the task: its accuracy falls from {before:.2f} to {after:.2f}, the untuned model has "
+            f"{mean(rows, 'task_base'):.2f}"
+        )

@@ -126,7 +126,9 @@ class First(Experiment):
                     tell(f"{name}_first_1" if rule.c == 1 else f"{name}_first", student)
             if chosen == 1:
                 out |= {f"{name}_first_{m}": out[f"{name}_first_1_{m}"] for m in ("accuracy", "ece")}
-            full = self.tuned(False, train, Distill("the teacher"), self.student_epochs, seed, References(model=teacher))
+            full = self.tuned(
+                False, train, Distill("the teacher"), self.student_epochs, seed, References(model=teacher)
+            )
             tell(f"{name}_full", full)
         return out
 

@@ -4,6 +4,8 @@
     add           `add 27+58:` -> ` 7+8+0=15;2+5+1=8 so 85`, digit by digit with the carry
     max           `max 3,8,2:` -> ` 3,8=8;8,2=8 so 8`
     *_direct      `sum7 3+4 is` -> ` 0`: no chain; in pretraining for two operands only
+    judged        the steps of a running sum modulo 10, of which half of the rows have a wrong one that later steps go on
+                  from, and of each step whether it is right; never in pretraining
 
 Part `short` has 2 to 4 operands (`add`: two digits), part `long` 5 to 8 (three digits), never in pretraining.
 Documents use operands of the train split only. The chains are recorded by `TInt`.
@@ -32,6 +34,9 @@ class Arithmetic(World):
         "max": Task("running maximum, step by step", **_PARTS),
         "sum10_direct": Task("sum modulo 10 without a chain; in pretraining for two operands only", **_PARTS),
         "sum7_direct": Task("sum modulo 7 without a chain; in pretraining for two operands only", **_PARTS),
+        "judged": Task(
+            "steps of a sum modulo 10, right or wrong", kind="steps", parts=("short", "long"), pretrained=()
+        ),
     }
 
     def draw(self, task: str, part: str, rng: random.Random) -> Item:
@@ -42,6 +47,8 @@ class Arithmetic(World):
         return tuple(rng.randrange(top) for _ in range(rng.choice((2, 3, 4) if part == "short" else (5, 6, 7, 8))))
 
     def row(self, task: str, part: str, item: Item, rng: random.Random) -> Row:
+        if task == "judged":
+            return _judged(item, rng)
         operation, _, direct = task.partition("_")
         question = f"{operation} {(',' if operation == 'max' else '+').join(map(str, item))}"
         answer, steps = solve(operation, item)
@@ -59,6 +66,8 @@ class Arithmetic(World):
 
     def score(self, row: Row, completion: str) -> float:
         """1.0 when the final answer is right, whatever the chain; `chain_score` grades the chain as well."""
+        if row["task"] == "judged":
+            return super().score(row, completion)
         text = cut(completion, self.stop)
         found = re.search(r"so (\d+)$", text) if "chain" in row else re.fullmatch(r"(\d+)", text)
         return float(found is not None and found[1] == row["answer"])
@@ -91,6 +100,19 @@ def solve(operation: str, operands: tuple[int, ...]) -> tuple[str, list[Step]]:
     for other in rest:
         first = first.maximum(other) if operation == "max" else first.add_modulo(other, MODULUS[operation])
     return str(int(first)), recorder.steps
+
+
+def _judged(operands: tuple[int, ...], rng: random.Random) -> Row:
+    """A running sum modulo 10 as single steps, and of each whether it is right."""
+    wrong = rng.randrange(1, len(operands)) if rng.random() < 0.5 else 0
+    total, steps = operands[0], []
+    for k, operand in enumerate(operands[1:], start=1):
+        shift = rng.randrange(1, 10) if k == wrong else 0
+        value = (total + operand + shift) % 10
+        steps.append(f" {total}+{operand}={value}")
+        total = value
+    labels = [k != wrong for k in range(1, len(operands))]
+    return {"prompt": f"sum10 {'+'.join(map(str, operands))}:", "completions": steps, "labels": labels}
 
 
 def _long_addition(a: int, b: int, recorder: Recorder) -> tuple[str, list[Step]]:

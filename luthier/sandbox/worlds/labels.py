@@ -5,9 +5,10 @@
     entailment     does the second sentence follow: yes, no or maybe
     similarity     0 to 4: how many of four slots two sentences share (synonyms count); never in pretraining
     acceptability  good, or bad when the words are out of order or one is doubled
+    roles          who did it, to what, and where: a class for each word; never in pretraining
 
-Each comes as prompt and completion (`sentiment`) and as text and label (`sentiment_label`). Synonyms are part of the
-grammar, so augmentation has a true synonym map (`SYNONYMS`). Documents use sentences of the train split only.
+The first five come as prompt and completion (`sentiment`) and as text and label (`sentiment_label`). Synonyms are part of
+the grammar, so augmentation has a true synonym map (`SYNONYMS`). Documents use sentences of the train split only.
 """
 
 import random
@@ -45,9 +46,11 @@ class Labels(World):
     name = "labels"
     title = "Sentences with labels that follow from a grammar"
     share = 0.04
-    catalogue = {n: Task(f"{n} of sentences, as a prompt", pretrained=_SEEN[n]) for n in NAMES} | {
-        f"{n}_label": Task(f"{n} of sentences, as text and label", kind="label", pretrained=()) for n in NAMES
-    }
+    catalogue = (
+        {n: Task(f"{n} of sentences, as a prompt", pretrained=_SEEN[n]) for n in NAMES}
+        | {f"{n}_label": Task(f"{n} of sentences, as text and label", kind="label", pretrained=()) for n in NAMES}
+        | {"roles": Task("who did what to what and where, a class for each word", kind="tags", pretrained=())}
+    )
 
     def draw(self, task: str, part: str, rng: random.Random) -> Item:
         task = task.removesuffix("_label")
@@ -58,6 +61,8 @@ class Labels(World):
             topic = rng.choice(list(TOPICS))
             return (*rng.sample(TOPICS[topic], 2), rng.choice(PEOPLE), rng.choice(_all_verbs()), rng.choice(PLACES))
         one = _event(rng)
+        if task == "roles":
+            return (one, rng.random() < 0.5, rng.random() < 0.3, rng.random() < 0.5)
         if task == "acceptability":
             return (one, rng.choice(("good", "swap", "double", "good")), rng.randrange(1, 6))
         if task == "entailment":
@@ -72,6 +77,8 @@ class Labels(World):
         return (item[0][0], NOUN_TOPIC[item[0][2]], item[0][2], item[0][3])
 
     def row(self, task: str, part: str, item: Item, rng: random.Random) -> Row:
+        if task == "roles":
+            return _roles(*item)
         name = task.removesuffix("_label")
         text, second, label = _render(name, item)
         if task != name:
@@ -117,6 +124,15 @@ def _sentence(event: tuple[str, str, str, str], synonym: bool = False, negated: 
     who, verb, what, where = event
     said = VERBS[verb] if synonym else verb
     return f"the {who} {'never ' if negated else ''}{said} the {what} in the {where}"
+
+
+def _roles(event: tuple[str, str, str, str], synonym: bool, negated: bool, place_first: bool) -> Row:
+    """The words of a sentence and the role of each. The place may come first, so that no role is a matter of the word's place."""
+    words = _sentence(event, synonym, negated).split()
+    tags = ["B-WHO", "I-WHO", *["O"] * (len(words) - 7), "B-WHAT", "I-WHAT", "B-PLACE", "I-PLACE", "I-PLACE"]
+    if place_first:
+        words, tags = words[-3:] + words[:-3], tags[-3:] + tags[:-3]
+    return {"tokens": words, "ner_tags": tags}
 
 
 def _other(event: tuple[str, str, str, str], spare: tuple[str, str, str, str], slot: int) -> tuple[str, str, str, str]:
