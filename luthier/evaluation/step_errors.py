@@ -33,7 +33,7 @@ class StepErrors(Scorer):
     head: ClassVar[str] = "token_classification"
     outputs: ClassVar[int] = 2
     metrics: ClassVar[dict[str, bool]] = {"f1": True, "found": True, "kept": True, "accuracy": True}
-    sample: ClassVar[str] = "share"
+    sample: ClassVar[str] = "accuracy"
     threshold: float = 0.5
     step_separator: str = "\n"
 
@@ -73,7 +73,7 @@ def statistics(truth: Sequence[Sequence[bool]], said: Sequence[Sequence[bool]]) 
     agree = [float(sum(a == b for a, b in zip(t, s, strict=True))) for t, s in zip(truth, said, strict=True)]
     steps = [float(len(t)) for t in truth]
     return {
-        "agree": agree, "steps": steps, "share": [a / n for a, n in zip(agree, steps)],
+        "agree": agree, "steps": steps, "accuracy": [a / n for a, n in zip(agree, steps)],
         "broken": [float(not all(t)) for t in truth],
         "named": [float(_first_wrong(t) == _first_wrong(s)) for t, s in zip(truth, said)],
     }  # fmt: skip

@@ -39,7 +39,7 @@ class Tagging(Scorer):
     cards: ClassVar[tuple[int, ...]] = (33,)
     head: ClassVar[str] = "token_classification"
     metrics: ClassVar[dict[str, bool]] = {"f1": True, "precision": True, "recall": True, "accuracy": True}
-    sample: ClassVar[str] = "share"
+    sample: ClassVar[str] = "accuracy"
     tag_column: str = "auto"
 
     def ask(self, subject: Subject, items: Sequence[Item], base: Answers | None = None) -> Answers:
@@ -122,7 +122,7 @@ def counts(
         sum(x is not None and x == y for x, y in zip(a, b, strict=True)) for a, b in zip(meant, said, strict=True)
     ]
     stats["words"] = [sum(x is not None for x in a) for a in meant]
-    stats["share"] = [r / max(w, 1) for r, w in zip(stats["right"], stats["words"])]
+    stats["accuracy"] = [r / max(w, 1) for r, w in zip(stats["right"], stats["words"])]
     return stats, types
 
 
