@@ -82,7 +82,8 @@ def norm_modules(model: nn.Module) -> list[str]:
 
 
 def linear_size(module: nn.Module) -> tuple[int, int]:
-    """(inputs, outputs) of a weight matrix module."""
+    """(inputs, outputs) of a weight matrix module, or of the one that an adapter's layer wraps."""
+    module = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
     if isinstance(module, Conv1D):
         return module.weight.shape[0], module.weight.shape[1]
     if isinstance(module, nn.Linear):
@@ -383,7 +384,10 @@ class BridgedLayer(nn.Module, BaseTunerLayer):
         raise Refusal(f"{type(self).__name__.removesuffix('Layer')} is never merged")
 
     def fold(self, name: str) -> None:
-        """Adapter `name`'s part reduced to what serving needs; nothing where that is the part itself."""
+        """Adapter `name`'s part reduced to what serving needs: its own `folded()`; without one it is that already."""
+        part: Any = self.parts[name]
+        if hasattr(part, "folded"):
+            self.parts[name] = part.folded()
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         return False
@@ -474,10 +478,6 @@ class ModulePart(nn.Module):
     def forward(self, y: Tensor, x: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def folded(self) -> ModulePart:
-        """The part that serving needs."""
-        return self
-
 
 class ModuleLayer(BridgedLayer):
     inside: Inside | None = None
@@ -507,10 +507,6 @@ class ModuleLayer(BridgedLayer):
             return self.base_layer(*args, **kwargs)
         finally:
             handle.remove()
-
-    def fold(self, name: str) -> None:
-        part: Any = self.parts[name]
-        self.parts[name] = part.folded()
 
 
 def _through(parts: list[nn.Module], y: Tensor, x: Tensor) -> Tensor:

@@ -48,10 +48,6 @@ class AttentionPart(nn.Module):
     def forward(self, attend: Attend, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def folded(self) -> AttentionPart:
-        """The part that serving needs."""
-        return self
-
 
 class _Routed:
     """The config of a module while parts act in it."""
@@ -100,10 +96,6 @@ class AttentionLayer(BridgedLayer):
             return self.base_layer(*args, **kwargs)
         finally:
             self.base_layer.config = config
-
-    def fold(self, name: str) -> None:
-        part: Any = self.parts[name]
-        self.parts[name] = part.folded()
 
 
 def _interface(module: nn.Module) -> tuple[Any, Any]:

@@ -205,7 +205,9 @@ class Repair(Experiment):
         ]
 
     def explanation(self, rows: list[Row]) -> str:
-        before, after = (statistics.fmean(mean(rows, f"task_{part}_{n}") for n in SETTINGS) for part in ("tuned", "repaired"))
+        before, after = (
+            statistics.fmean(mean(rows, f"task_{part}_{n}") for n in SETTINGS) for part in ("tuned", "repaired")
+        )
         return (
             "the score finds the damage and one share repairs it at every rate and length, but in a small dense model the same "
             f"entries carry the task: its accuracy falls from {before:.2f} to {after:.2f}, the untuned model has "
