@@ -50,6 +50,7 @@ class _At(LoopCallback):
         {"name": "hft", "reselect": "epoch"},
         {"name": "lora", "r": 4, "dropout": 0.1},
         {"name": "prompt_tuning", "tokens": 3},
+        {"name": "adalora", "r": 4, "target": 2, "every": 1, "last": 0.1},
         {"name": "child_tuning"},
         {"name": "child_tuning", "variant": "task_driven", "rows": 4},
         {"name": "sparse_adapter", "size": 4, "rows": 4},

@@ -698,6 +698,8 @@ class Loop:
                 for name, (value, weight) in loss.figures.items():
                     old = figures.get(name, (torch.zeros((), device=self.device), 0.0))
                     figures[name] = (old[0] + value.detach(), old[1] + weight)
+        if (penalty := self._penalise()) is not None:
+            figures["penalty"] = (penalty, 1.0)
         norm = self._clip()
         for group in self.prepared.param_groups:
             group["lr"] = self.learning_rate * group["scale"] * rate(self.step_index, self.total, self.settings)
@@ -705,6 +707,7 @@ class Loop:
         self._stepper.step()
         if self.guard is not None:
             self.guard.restore()
+        self.tuner.after_step(self.plain, self.step_index + 1, self.total)
         self._stepper.zero_grad(set_to_none=True)
         return summed, sum(weights), figures, norm
 
@@ -717,6 +720,20 @@ class Loop:
     def _check_weight(self, loss: Loss, told: float, counts: bool) -> None:
         if counts and loss.weight != told:
             raise LuthierError(f"objective '{self.objective.name}' announced weight {told} but returned {loss.weight}")
+
+    def _penalise(self) -> Tensor | None:
+        """Adds the gradients of what the tuner adds to the loss of a step; its value."""
+        value = self.tuner.penalty(self.plain)
+        if value is None:
+            return None
+        if self.sharded:
+            raise LuthierError(f"tuner '{self.tuner.name}' does not work with sharded parameters: use whole copies")
+        moving = [p for p in self.plain.parameters() if p.requires_grad]
+        scaled = value if self.accelerator.scaler is None else self.accelerator.scaler.scale(value)
+        for parameter, gradient in zip(moving, torch.autograd.grad(scaled, moving, allow_unused=True), strict=True):
+            if gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        return value.detach()
 
     def _clip(self) -> Tensor:
         limit = self.settings.max_grad_norm if self.settings.max_grad_norm > 0 else math.inf

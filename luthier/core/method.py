@@ -114,6 +114,13 @@ class Tuner(Method):
         run the same.
         """
 
+    def penalty(self, model: nn.Module) -> Tensor | None:
+        """What is added to the mean loss of every step, once, whatever its micro-batches and processes; None: nothing."""
+        return None
+
+    def after_step(self, model: nn.Module, step: int, total: int) -> None:
+        """Called behind the optimiser step `step` (1 .. total) on the wrapped model, whose gradients are still there."""
+
     def due(self, epoch: int) -> bool:
         """Whether what moves is drawn or chosen again as epoch `epoch` > 0 begins."""
         return getattr(self, "reselect", "never") == "epoch"
