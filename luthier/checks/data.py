@@ -75,6 +75,10 @@ def _value(column: str, row: int) -> Any:
         "query": other,
         "anchor": other,
         "positive": trained,
+        "question": other,
+        "answers": [{"answer": code, "text": _said(OTHER, row + k)} for k, code in enumerate("AB", 1)],
+        "correct_answer": ["A"],
+        "comment": trained,
     }[column]  # fmt: skip
 
 

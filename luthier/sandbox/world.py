@@ -48,7 +48,7 @@ class Task:
     """What a task is, which row type it gives, and which of its parts are in pretraining."""
 
     line: str
-    kind: str = "prompt"  # prompt: prompt, completion, answer; label: text, label; pair: chosen, rejected; text; messages; search
+    kind: str = "prompt"  # prompt: prompt, completion, answer; label: text, label; pair: chosen, rejected; text, messages, ...
     parts: tuple[str, ...] = ("known",)
     pretrained: tuple[str, ...] = ("known",)
 
@@ -60,6 +60,7 @@ class Task:
             "text": "text",
             "messages": "messages",
             "search": "query, positive, relevant",
+            "exam": "question, answers, correct_answer, comment",
         }[self.kind]
         inside = ", ".join(f"{p} {'in' if p in self.pretrained else 'not in'} pretraining" for p in self.parts)
         return f"{self.line} [{fields}; {inside}]"
@@ -165,6 +166,8 @@ def gold(row: Row) -> str:
         return str(row["label"])
     if "messages" in row:
         return row["messages"][-1]["content"]
+    if "correct_answer" in row:
+        return ";".join(row["correct_answer"])
     return row["positive"] if "positive" in row else row["text"]
 
 

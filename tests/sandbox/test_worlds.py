@@ -38,6 +38,7 @@ FIELDS = {
     "text": {"text"},
     "messages": {"messages"},
     "search": {"query", "positive", "relevant"},
+    "exam": {"question", "answers", "correct_answer", "comment"},
 }
 
 
@@ -62,8 +63,8 @@ def test_shares_sum_to_one_and_are_met() -> None:
 
 
 def test_worlds_are_found_by_file_name_and_unknown_names_are_one_line() -> None:
-    assert len(WORLDS) == 13
-    assert set(WORLDS) - set(sandbox.mixture()) == {"projects"}
+    assert len(WORLDS) == 14
+    assert set(WORLDS) - set(sandbox.mixture()) == {"exam", "projects"}
     with pytest.raises(ValueError, match=r"nearest: 'sequence'"):
         sandbox.world("sequense")
     with pytest.raises(ValueError, match=r"nearest: 'reverse'"):
