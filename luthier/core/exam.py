@@ -17,7 +17,7 @@ import random
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from luthier.core.method import LuthierError, RowError
 
@@ -27,6 +27,8 @@ LONGEST = 10
 _LATIN, _CYRILLIC = "ABCEHIKMOPTXacekmopx", "АВСЕНІКМОРТХасекморх"
 TWINS = dict(zip(_LATIN + _CYRILLIC, _CYRILLIC + _LATIN, strict=True))
 """Letters that look the same and are not."""
+WHOLE = "exam"
+"""The kind of a duplicate that is no chance: the same exam in two parts."""
 
 
 @dataclass(frozen=True)
@@ -224,17 +226,25 @@ def restored(said: str, old: Mapping[str, str]) -> str:
     return "".join(old.get(c, c) for c in said)
 
 
-def duplicates(parts: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
-    """Exams, solutions and sets of options that are in two parts, a line each. Case and order do not tell them apart."""
+class Duplicate(NamedTuple):
+    """What two parts have in common: an exam, a solution or a set of options."""
+
+    kind: str
+    text: str
+
+
+def duplicates(parts: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Duplicate]:
+    """Exams, solutions and sets of options that are in two parts. Case and order do not tell them apart."""
     seen: dict[tuple[str, str], tuple[str, str]] = {}
-    found: dict[tuple[str, ...], str] = {}
+    found: dict[tuple[str, ...], Duplicate] = {}
     for part, rows in parts.items():
         for row in rows:
             where = f"{row.get('test_id', '?')}/{row.get('task_id', '?')}"
             for kind, text in _marks(row):
                 before, first = seen.setdefault((kind, text), (part, where))
                 if before != part:
-                    found.setdefault((kind, text, part), f"{part} task {where} has the {kind} of {before} task {first}")
+                    told = f"{part} task {where} has the {kind} of {before} task {first}"
+                    found.setdefault((kind, text, part), Duplicate(kind, told))
     return list(found.values())
 
 
@@ -243,7 +253,7 @@ def _marks(row: Mapping[str, Any]) -> list[tuple[str, str]]:
     texts = sorted(_plain(str(a.get("text") or "")) for a in row.get("answers") or ())
     own_texts = [t for t in texts if len(t) > 1]
     exam = str(row.get("test_id") or "")
-    found = [("exam", exam), ("solution", _plain(str(row.get("comment") or ""))), ("options", "\n".join(own_texts))]
+    found = [(WHOLE, exam), ("solution", _plain(str(row.get("comment") or ""))), ("options", "\n".join(own_texts))]
     return [(kind, text) for kind, text in found if text]
 
 

@@ -33,6 +33,4 @@ def dated(template: str | None, date: str) -> str | None:
     """A template that writes `date` where it would write today's: the same text on every day."""
     if template is None or not re.search(r"\b(date_string|strftime_now)\b", template):
         return template
-    return (
-        f"{{%- set date_string = {date!r} %}}{{%- macro strftime_now(format) %}}{date}{{%- endmacro %}}{template}"
-    )
+    return f"{{%- set date_string = {date!r} %}}{{%- macro strftime_now(format) %}}{date}{{%- endmacro %}}{template}"

@@ -60,7 +60,9 @@ class Exam(World):
         noun = own.choice(TOPICS[topic])
         several = slots > 1
         statements = [{"answer": str(i), "text": x} for i, x in enumerate(shown, 1)] if several else []
-        steps = [f"{i}: {d} {c}" if several else f"{d} {c}" for i, (d, c) in enumerate(zip(right, codes, strict=True), 1)]
+        steps = [
+            f"{i}: {d} {c}" if several else f"{d} {c}" for i, (d, c) in enumerate(zip(right, codes, strict=True), 1)
+        ]
         last = ", ".join(f"{i}-{c}" for i, c in enumerate(codes, 1)) if several else codes[0]
         return {
             "test_id": str(exam), "task_id": str(number), "question": noun if several else f"{noun} {shown[0]}",
