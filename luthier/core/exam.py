@@ -17,11 +17,12 @@ import random
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from luthier.core.method import LuthierError, RowError
 
-FORMATS = ("letters", "cot", "cot+topic")
+Form = Literal["letters", "cot", "cot+topic"]
+FORMATS: tuple[Form, ...] = ("letters", "cot", "cot+topic")
 LONGEST = 10
 """Letters of an answer; more are no answer."""
 _LATIN, _CYRILLIC = "ABCEHIKMOPTXacekmopx", "АВСЕНІКМОРТХасекморх"

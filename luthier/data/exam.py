@@ -36,7 +36,7 @@ class Exam(Conversational):
     columns: ClassVar[tuple[tuple[str, ...], ...]] = (("question",), ("answers",), ("correct_answer",), ("comment",))
     optional: ClassVar[tuple[str, ...]] = ("test_id", "task_id", "max_points", "with_photo")
     max_length: int | None = 3072
-    target: Literal["letters", "cot", "cot+topic"] = "cot+topic"
+    target: exam.Form = "cot+topic"
     wording: str | dict[str, str] = "en"
     prompt_loss: bool = False
     photos: bool = True

@@ -22,7 +22,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -44,7 +44,7 @@ class ExamPoints(Scorer):
     }  # fmt: skip
     units: ClassVar[dict[str, str]] = dict.fromkeys(("points", "single", "matching"), "an exam")
     sample: ClassVar[str] = "got"
-    target: Literal["letters", "cot", "cot+topic"] = "cot+topic"
+    target: exam.Form = "cot+topic"
     wording: str | dict[str, str] = "en"
     max_new_tokens: int = 2048
     stop: tuple[str, ...] = ()

@@ -56,7 +56,7 @@ class Exam(Recipe):
     cards: ClassVar[tuple[int, ...]] = (34,)
     compares: ClassVar[bool] = True
 
-    formats: tuple[Literal["letters", "cot", "cot+topic"], ...] = ("letters", "cot", "cot+topic")
+    formats: tuple[exam.Form, ...] = exam.FORMATS
     test: Any = None
     base: Literal["nf4", "int8", "full"] = "nf4"
     builds: bool = True
@@ -172,7 +172,8 @@ class Exam(Recipe):
         from luthier import data
         from luthier.verbs.load import load
 
-        loaded, out = load(told.model, "causal_lm"), {}
+        loaded = load(told.model, "causal_lm")
+        out: dict[str, Any] = {}
         subject, tokenizer = loaded.subject(), loaded.tokenizer
         given: dict[str, Any] = {"columns": told.data.columns, "template": told.data.template, "limit": told.data.limit}
         for form in self.formats:
@@ -184,12 +185,13 @@ class Exam(Recipe):
             made = data.prepare(
                 told.data.train, tokenizer=tokenizer, type=NAME, options=options, seed=told.seed, **given
             )
+            rows: Any = made.examples
             tokenizer.chat_template, report = made.chat_template, made.report
             wanted = begins(tokenizer, made.chat_template)
             check_begin(
                 subject.encode([{"role": "user", "content": "a"}]), tokenizer, wanted, "a prompt of the test exams"
             )
-            text = sum(len(tokenizer.decode(e.ids, skip_special_tokens=True)) for e in made.examples)
+            text = sum(len(tokenizer.decode(e.ids, skip_special_tokens=True)) for e in rows)
             out[form] = {
                 "rows": report.examples, "rejected": len(report.rejected), "cut": report.truncated,
                 "longest": report.lengths["max"], "tokens_per_character": sum(made.lengths) / max(1, text),

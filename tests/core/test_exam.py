@@ -15,7 +15,9 @@ EN, UK = WORDINGS["en"], WORDINGS["uk"]
 
 
 def row(codes: str = "ABCD", right: str = "BDAC", **more: Any) -> dict[str, Any]:
-    numbered = [{"answer": str(i), "text": f"statement {i}"} for i in range(1, len(right) + 1)] if len(right) > 1 else []
+    numbered = (
+        [{"answer": str(i), "text": f"statement {i}"} for i in range(1, len(right) + 1)] if len(right) > 1 else []
+    )
     options = [{"answer": c, "text": f"option {i}"} for i, c in enumerate(codes)]
     comment = "Comment\nTOPIC: Verbs. Tenses\nfirst step\nsecond step"
     return {

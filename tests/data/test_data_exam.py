@@ -19,7 +19,11 @@ from luthier.sandbox.tokens import shaped
 
 SOURCE = "sandbox:exam?task=mixed&n=16"
 BEGUN = "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"  # noqa: E501
-DATED = "{% if not date_string is defined %}{% if strftime_now is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}{% endif %}" + BEGUN.replace("{% for", "<|system|>{{ date_string }}{% for", 1)  # noqa: E501
+DATED = (
+    "{% if not date_string is defined %}{% if strftime_now is defined %}"
+    "{% set date_string = strftime_now('%d %b %Y') %}{% endif %}{% endif %}"
+    + BEGUN.replace("{% for", "<|system|>{{ date_string }}{% for", 1)
+)
 
 
 @pytest.fixture
@@ -37,7 +41,9 @@ def trained(example: Any, tokenizer: Any) -> str:
 
 def test_letters_see_no_solution_and_topics_stand_where_they_should(tokenizer: Any) -> None:
     rows = read(SOURCE).rows
-    said = {f: [trained(e, tokenizer) for e in made(tokenizer, target=f).examples] for f in ("letters", "cot", "cot+topic")}
+    said = {
+        f: [trained(e, tokenizer) for e in made(tokenizer, target=f).examples] for f in ("letters", "cot", "cot+topic")
+    }
     whole = [tokenizer.decode(e.ids) for e in made(tokenizer, target="letters").examples]
     for i, row in enumerate(rows):
         steps = row["comment"].split("\n")[2:-1]

@@ -3,7 +3,7 @@
     task        choir 4 9 2                                matching: four numbered triples of digits, five options
     options     A - 9   B - 4   C - 7   D - 2   E - 0      in random order, one of them nobody's
     rule        food: the first digit, work: the last, music: the largest, travel: the smallest
-    solution    TOPIC: music / 9 B / Answer: B             matching: a line each, 2: 9 B
+    solution    TOPIC: music / 4 9 2: 9 A / Answer: A      matching: a line each, 2: 9 A
 
 Part `decided` goes by the topic; in part `constant` the same tasks all go by the first rule. Task `mixed` has six single and
 two matching tasks an exam, `matching` eight matching ones. An exam is in train or in test as a whole, and a row's `test_id`
@@ -60,9 +60,8 @@ class Exam(World):
         noun = own.choice(TOPICS[topic])
         several = slots > 1
         statements = [{"answer": str(i), "text": x} for i, x in enumerate(shown, 1)] if several else []
-        steps = [
-            f"{i}: {d} {c}" if several else f"{d} {c}" for i, (d, c) in enumerate(zip(right, codes, strict=True), 1)
-        ]
+        places = [a["answer"] for a in statements] or shown
+        steps = [f"{x}: {d} {c}" for x, d, c in zip(places, right, codes, strict=True)]
         last = ", ".join(f"{i}-{c}" for i, c in enumerate(codes, 1)) if several else codes[0]
         return {
             "test_id": str(exam), "task_id": str(number), "question": noun if several else f"{noun} {shown[0]}",
