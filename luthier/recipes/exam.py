@@ -104,9 +104,7 @@ class Exam(Recipe):
             form: done.cells(form)[0]["results"]["cost"]["steps"] for form in self.formats if done.cells(form)
         }
         if len(set(found["steps"].values())) > 1:
-            say(
-                f"exam: WARNING: formats were trained for other numbers of steps, as not all rows have all: {found['steps']}"
-            )
+            say(f"exam: WARNING: other numbers of steps, as not all rows have all formats: {found['steps']}")
         if self.builds:
             found["builds"] = [b for cell in done.told["cells"] if (b := self._built(done, cell, told, model, say))]
         done.told["recipe"], done.told["exam"] = recipe.resolved(), found
@@ -132,7 +130,10 @@ class Exam(Recipe):
         own: dict[str, Any] = {"data.type": NAME}
         if data.eval is None:
             own |= {"data.val_size": data.val_size or 13 / 45, "data.group": data.group or "test_id"}
-        own |= {f"train.{k}": v for k, v in TRAIN.items() if k not in recipe.train.model_fields_set}
+        said = recipe.train.model_fields_set | (
+            {"warmup_steps"} if "warmup_ratio" in recipe.train.model_fields_set else set()
+        )
+        own |= {f"train.{k}": v for k, v in TRAIN.items() if k not in said}
         if "tuner" not in recipe.model_fields_set:
             own["tuner"] = TUNER
         return config.recipe(recipe, own)
