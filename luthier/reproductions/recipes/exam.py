@@ -41,14 +41,21 @@ class Exam(Experiment):
     rows: ClassVar[int] = 3000
     test_rows: ClassVar[int] = 80
     batch: ClassVar[int] = 16
-    steps: ClassVar[int] = 400
+    steps: ClassVar[int] = 300
+    constant_steps: ClassVar[int] = 200
     rate: ClassVar[float] = 2e-3
     words: ClassVar[int] = 60
     rank: ClassVar[int] = 8
     alpha: ClassVar[float] = 16.0
     adapter_steps: ClassVar[int] = 200
     adapter_rate: ClassVar[float] = 3e-3
-    setup = ""
+    setup = """nano-1m. Builds: 60 words, each to follow another of them, LoRA r 8, alpha 16 on all matrices of an NF4 base, all
+    words a step, AdamW at 3e-3, constant, 200 steps, or 20 for the weak adapter; KL at the place of the answer; log-probability
+    and accuracy of the whole word. Formats: 3,000 matching tasks of train exams, 80 tasks of ten test exams, every weight,
+    batch 16, AdamW at 2e-3, linear with a tenth of warm-up; 300 steps where the topic decides, 200 where the rule is constant,
+    the same for all formats of a part; no instruction in the prompt, its tokens are not trained. Pilots with seed 0 (share of the
+    points): where the topic decides, 150 steps of 32 at 1e-3: letters 0.18, cot 0.40, cot+topic 0.25; 400 steps of 16 at 1e-3:
+    cot 0.95; at 2e-3: letters 0.21, cot 0.99, cot+topic 1.00. Constant, 200 steps at 2e-3: letters 0.22, cot 1.00."""
 
     def measure(self, seed: int) -> Row:
         return {**self.shipped(seed), **self.formats(seed)}
@@ -107,12 +114,12 @@ class Exam(Experiment):
     def formats(self, seed: int) -> Row:
         """Share of the points of matching tasks, and of outputs that are no answer."""
         base, tokenizer = sandbox.load(self.model)
-        settings = TrainSettings(
-            max_steps=self.steps, per_device_train_batch_size=self.batch, learning_rate=self.rate, warmup_ratio=0.1,
-            logging_steps=10_000,
-        )  # fmt: skip
         out: Row = {}
-        for part in PARTS:
+        for part, steps in zip(PARTS, (self.steps, self.constant_steps), strict=True):
+            settings = TrainSettings(
+                max_steps=steps, per_device_train_batch_size=self.batch, learning_rate=self.rate, warmup_ratio=0.1,
+                logging_steps=10_000,
+            )  # fmt: skip
             source = f"sandbox:exam?task=matching&part={part}"
             items = items_of(data.read(f"{source}&split=test&n={self.test_rows}").rows)
             for form in FORMATS:
@@ -128,6 +135,14 @@ class Exam(Experiment):
                 for metric in ("share", "unparsed"):
                     out[key_of(part, form, metric)] = float(scorer.aggregate(metric, answers)(answers.stats, every)[0])
         return out
+
+    def explanation(self, rows: list[Row]) -> str:
+        told = ", ".join(f"{f} {mean(rows, key_of('constant', f)):.2f}" for f in FORMATS)
+        return (
+            f"{super().explanation(rows)}. Shares of the points with a constant rule: {told}. Where codes alone fall behind there "
+            "too, what they lack is not the topic: to apply a rule to four statements and find each result among the options "
+            "takes steps of its own, whatever the rule"
+        )
 
     def claims(self, rows: list[Row]) -> list[Claim]:
         names = [n.replace(" ", "_") for n in WAYS]
@@ -173,9 +188,9 @@ class Exam(Experiment):
                 share["decided"]["cot"] > share["decided"]["letters"],
             ),
             Claim(
-                "writing the topic first is not worse where it decides",
+                "writing the topic first is not worse where it decides (by 0.02 at most)",
                 shares("decided"),
-                share["decided"]["cot+topic"] >= share["decided"]["cot"],
+                share["decided"]["cot+topic"] >= share["decided"]["cot"] - 0.02,
             ),
             Claim(
                 "where the rule is constant all three are equal (within 0.1)",
