@@ -48,7 +48,9 @@ class Task:
     """What a task is, which row type it gives, and which of its parts are in pretraining."""
 
     line: str
-    kind: str = "prompt"  # prompt: prompt, completion, answer; label: text, label; pair: chosen, rejected; text, messages, ...
+    kind: str = (
+        "prompt"  # prompt: prompt, completion, answer; label: text, label; pair: chosen, rejected; text, messages, ...
+    )
     parts: tuple[str, ...] = ("known",)
     pretrained: tuple[str, ...] = ("known",)
 
