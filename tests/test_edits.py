@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 import luthier
 from luthier.core import catalog, config
+from luthier.core.config import ModelSettings
 from luthier.core.delta import apply_delta
 from luthier.core.method import LuthierError, Refusal
 from luthier.core.shards import Shards
 from luthier.edits.graft import Graft, mask_of, overlap
 from luthier.verbs import _probes
-from luthier.verbs.builds import builds
+from luthier.verbs.builds import WAYS, _made, builds, quantise
 from luthier.verbs.edit import edit
 from luthier.verbs.load import load
 
@@ -353,6 +354,31 @@ def test_builds_of_an_adapter_that_does_nothing(tiny: Path, tmp_path: Path) -> N
         builds(_adapter(tiny, tmp_path / "adapter", zero=True))
     with pytest.raises(LuthierError, match="ordinary model"):
         builds(str(tiny))
+
+
+def test_builds_without_an_adapters_change_are_the_base(tiny: Path, tmp_path: Path) -> None:
+    """B = 0: what is served is Q(W), what is merged into the original is W; given beside its base or by itself."""
+    adapter = _adapter(tiny, tmp_path / "adapter", zero=True)
+    low, plain = load(str(tiny)), load(str(tiny))
+    quantise(low.model, "nf4")
+    ids = torch.arange(12)[None]
+    for source in (adapter, ModelSettings(model_name_or_path=str(tiny), adapter=str(adapter))):
+        for way, base in (("served", low), ("kept", low), ("in place", low), ("original", plain), ("reloaded", low)):
+            made, _ = _made(source, "nf4", *WAYS[way])
+            assert (made.model.eval()(ids).logits - base.model.eval()(ids).logits).abs().max() < 1e-5, way
+    assert not torch.allclose(low.model(ids).logits, plain.model(ids).logits, atol=1e-4)
+
+
+def test_builds_are_asked_what_is_asked_for(tiny: Path, tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    def measure(made: Any) -> dict[str, float]:
+        seen.append(made)
+        return {"points": float(len(seen))}
+
+    found = builds(_adapter(tiny, tmp_path / "adapter"), "nf4", ["a b c"], measure)
+    assert [r.figures for r in found.rows] == [{"points": float(i)} for i in range(1, 6)]
+    assert "points" in found.text().splitlines()[0] and found.text().splitlines()[5].endswith("5.0000")
 
 
 def test_builds_of_a_soft_prompt_are_refused(recipe: dict[str, Any]) -> None:

@@ -83,6 +83,10 @@ def _value(column: str, row: int) -> Any:
         "chunk_tags": ["b", "a", "b", None, "a", "b"],
         "tags": ["b", "a", "b", None, "a", "b"],
         "positive": trained,
+        "question": other,
+        "answers": [{"answer": code, "text": _said(OTHER, row + k)} for k, code in enumerate("AB", 1)],
+        "correct_answer": ["A"],
+        "comment": trained,
     }[column]  # fmt: skip
 
 

@@ -164,7 +164,10 @@ def _question(row: dict[str, Any]) -> Any:
         return messages[: spoken[-1]] if spoken else messages
     for key in ("prompt", "source", "question", "query", "anchor"):
         if row.get(key):
-            return row[key]
+            return [
+                row[key],
+                row["answers"] if row.get("correct_answer") else None,
+            ]  # options are part of what is asked
     return None
 
 

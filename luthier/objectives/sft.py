@@ -25,7 +25,7 @@ from luthier.objectives._family import TokenLogp, TokenObjective
 class SFT(TokenObjective):
     paper: ClassVar[str] = "arXiv:2203.02155"
     cards: ClassVar[tuple[int, ...]] = (33,)
-    rows: ClassVar[tuple[str, ...]] = ("chat", "text", "segments", "tokenised", "parallel")
+    rows: ClassVar[tuple[str, ...]] = ("chat", "text", "segments", "tokenised", "parallel", "exam")
 
     label_smoothing: float = 0.0
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from luthier.core.config import Recipe
-from luthier.core.runs import RunFolder
+from luthier.core.config import ModelSettings, Recipe
+from luthier.core.runs import RunFolder, write_folder
 
 
 def resumed(folder: str | Path, asked: bool | str | None) -> bool | str | None:
@@ -38,3 +38,20 @@ def forget_checkpoints(folders: Iterable[Path]) -> None:
 def stage(recipe: Recipe, **changes: Any) -> Recipe:
     """The recipe of one stage: the whole one without its procedure."""
     return Recipe.model_validate({**recipe.model_dump(exclude_unset=True), "procedure": None, **changes})
+
+
+def rounded_copy(model: ModelSettings, kind: str, target: Path) -> Path:
+    """`target`, a copy of the model whose matrices hold what a base quantised as `kind` does. Written once."""
+    if not target.exists():
+        from luthier.verbs.builds import quantise
+        from luthier.verbs.load import load
+
+        loaded = load(model)
+        quantise(loaded.model, kind)
+
+        def write(part: Path) -> None:
+            loaded.model.save_pretrained(part)
+            loaded.tokenizer.save_pretrained(part)
+
+        write_folder(target, write)
+    return target

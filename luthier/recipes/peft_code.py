@@ -51,7 +51,7 @@ from luthier.evaluation._compare import task
 from luthier.recipes import _code_table as table
 from luthier.recipes._code_sets import VALIDATION, read_sets
 from luthier.recipes._projects import Project, folder_name
-from luthier.recipes._stages import forget_checkpoints
+from luthier.recipes._stages import forget_checkpoints, rounded_copy
 from luthier.recipes._summary import Cell
 from luthier.verbs.compare import Comparison
 
@@ -266,20 +266,8 @@ class _Work:
         """The model itself, or a copy whose matrices are rounded."""
         if not (kind := rounded_as(model)):
             return model
-        target = self.place / "rounded" / short(model)
-        if not target.exists():
-            from luthier.verbs.builds import quantise
-            from luthier.verbs.load import load
-
-            loaded = load(config.recipe(self.recipe, {"model.model_name_or_path": model.rpartition(":")[0]}).model)
-            quantise(loaded.model, kind)
-
-            def write(part: Path) -> None:
-                loaded.model.save_pretrained(part)
-                loaded.tokenizer.save_pretrained(part)
-
-            runs.write_folder(target, write)
-        return str(target)
+        base = config.recipe(self.recipe, {"model.model_name_or_path": model.rpartition(":")[0]}).model
+        return str(rounded_copy(base, kind, self.place / "rounded" / short(model)))
 
     # -------------------------------------------------------------------------------------- comparisons
 

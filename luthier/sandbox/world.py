@@ -48,7 +48,13 @@ class Task:
     """What a task is, which row type it gives, and which of its parts are in pretraining."""
 
     line: str
+<<<<<<< HEAD
     kind: str = "prompt"  # what of its columns `describe` names
+=======
+    kind: str = (
+        "prompt"  # prompt: prompt, completion, answer; label: text, label; pair: chosen, rejected; text, messages, ...
+    )
+>>>>>>> exam
     parts: tuple[str, ...] = ("known",)
     pretrained: tuple[str, ...] = ("known",)
 
@@ -60,8 +66,12 @@ class Task:
             "text": "text",
             "messages": "messages",
             "search": "query, positive, relevant",
+<<<<<<< HEAD
             "tags": "tokens, ner_tags",
             "steps": "prompt, completions, labels",
+=======
+            "exam": "question, answers, correct_answer, comment",
+>>>>>>> exam
         }[self.kind]
         inside = ", ".join(f"{p} {'in' if p in self.pretrained else 'not in'} pretraining" for p in self.parts)
         return f"{self.line} [{fields}; {inside}]"
@@ -171,6 +181,8 @@ def gold(row: Row) -> str:
         return " ".join("right" if label else "wrong" for label in row["labels"])
     if "messages" in row:
         return row["messages"][-1]["content"]
+    if "correct_answer" in row:
+        return ";".join(row["correct_answer"])
     return row["positive"] if "positive" in row else row["text"]
 
 

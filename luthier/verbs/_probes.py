@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from luthier.core.method import LuthierError
+from luthier.core.subject import Prompt
 from luthier.verbs.load import Loaded
 
 PROBES = (
@@ -76,11 +77,12 @@ class Answer:
 
 
 @torch.no_grad()
-def ask(loaded: Loaded, probes: Sequence[str] = PROBES) -> list[Answer]:
-    model, tokenizer = loaded.model.eval(), loaded.tokenizer
+def ask(loaded: Loaded, probes: Sequence[Prompt] = PROBES) -> list[Answer]:
+    """What the model says of each probe, a text or messages."""
+    model, tokenizer, subject = loaded.model.eval(), loaded.tokenizer, loaded.subject()
     device, out = next(model.parameters()).device, []
     for probe in probes:
-        ids = tokenizer(probe, return_tensors="pt")["input_ids"].to(device)
+        ids = torch.tensor([subject.encode(probe)], dtype=torch.long, device=device)
         if not ids.shape[1]:
             continue
         extra = {"decoder_input_ids": ids} if loaded.task == "seq2seq_lm" else {}

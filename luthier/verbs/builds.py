@@ -8,14 +8,15 @@
     reloaded   Q(W + D): merged in full precision, saved, loaded as a quantised model again
     in place   Q(Q(W) + D): merged inside the quantised layer
 
-Each is asked the same probes: KL(served || build) in nats a token, largest difference of logits, size. `ratio` is
-|D| / |W - Q(W)| (Frobenius) over the matrices that the adapter changes: where it is small, quantising again can erase D.
+Each is asked the same probes: KL(served || build) in nats a token, largest difference of logits, size, and whatever `measure`
+asks. `ratio` is |D| / |W - Q(W)| (Frobenius) over the matrices that the adapter changes: where it is small, quantising again
+can erase D.
 Quantisation is computed in full precision (core/quantise.py); sizes are those of 16-bit numbers and of stored levels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,10 @@ import torch
 from torch import Tensor, nn
 
 from luthier.core.anatomy import base_transformer, weights
+from luthier.core.config import ModelSettings
 from luthier.core.method import LuthierError
 from luthier.core.quantise import bits, quantised
+from luthier.core.subject import Prompt
 from luthier.verbs._probes import PROBES, ask, compare, divergence
 from luthier.verbs.edit import merged
 from luthier.verbs.load import Loaded, load
@@ -44,13 +47,14 @@ FORMULAS = {
 
 @dataclass
 class Build:
-    """One way, against the served one."""
+    """One way, against the served one. `figures` are what was measured besides."""
 
     name: str
     kl: float
     max_logit_difference: float
     same_text: bool
     megabytes: float
+    figures: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -65,11 +69,12 @@ class Builds:
         return next(r for r in self.rows if r.name == name)
 
     def text(self) -> str:
-        lines = [f"{'build':10}{'weights':14}{'KL to served':>14}{'max |dlogit|':>14}{'same text':>11}{'MB':>10}"]
+        head = f"{'build':10}{'weights':14}{'KL to served':>14}{'max |dlogit|':>14}{'same text':>11}{'MB':>10}"
+        lines = [head + "".join(f"{name:>14}" for name in self.rows[0].figures)]
         for r in self.rows:
-            text = "yes" if r.same_text else "no"
+            text, more = "yes" if r.same_text else "no", "".join(f"{v:14.4f}" for v in r.figures.values())
             lines.append(
-                f"{r.name:10}{FORMULAS[r.name]:14}{r.kl:14.6f}{r.max_logit_difference:14.4f}{text:>11}{r.megabytes:10.2f}"
+                f"{r.name:10}{FORMULAS[r.name]:14}{r.kl:14.6f}{r.max_logit_difference:14.4f}{text:>11}{r.megabytes:10.2f}{more}"
             )
         low, high = min(self.ratio.values()), max(self.ratio.values())
         return "\n".join(
@@ -77,8 +82,14 @@ class Builds:
         )
 
 
-def builds(source: str | Path, kind: str = "nf4", probes: Sequence[str] = PROBES) -> Builds:
-    """Compare the five ways for the adapter `source` and its base. Raises Refusal where it cannot be merged."""
+def builds(
+    source: str | Path | ModelSettings, kind: str = "nf4", probes: Sequence[Prompt] = PROBES,
+    measure: Callable[[Loaded], dict[str, float]] = lambda made: {},
+) -> Builds:  # fmt: skip
+    """Compare the five ways for the adapter `source` and its base. Raises Refusal where it cannot be merged.
+
+    An adapter that was trained on a rounded copy of W is given as `ModelSettings(model_name_or_path=W, adapter=FOLDER)`.
+    """
     rows: list[Build] = []
     for name, way in WAYS.items():
         made, size = _made(source, kind, *way)
@@ -90,15 +101,17 @@ def builds(source: str | Path, kind: str = "nf4", probes: Sequence[str] = PROBES
             both = _matrices(made.model)
             change = {n: float((both[n] - w).norm()) for n, w in low.items()}
         check = compare(name, wanted, said, torch.float32)
-        rows.append(Build(name, divergence(wanted, said), check.max_logit_difference, check.same_text, size))
+        told = (name, divergence(wanted, said), check.max_logit_difference, check.same_text, size)
+        rows.append(Build(*told, measure(made)))
     error = {n: float((w - low[n]).norm()) for n, w in _matrices(load(source).model).items()}
     ratio = {n: change[n] / error[n] for n in low if change[n] > 0 < error[n]}
     if not ratio:
-        raise LuthierError(f"{source}: this adapter changes no matrix of the layers: all builds are the base")
+        where = source.adapter if isinstance(source, ModelSettings) else source
+        raise LuthierError(f"{where}: this adapter changes no matrix of the layers: all builds are the base")
     return Builds(kind, rows, ratio)
 
 
-def _made(source: str | Path, kind: str, first: bool, merge: bool, after: bool) -> tuple[Loaded, float]:
+def _made(source: str | Path | ModelSettings, kind: str, first: bool, merge: bool, after: bool) -> tuple[Loaded, float]:
     """A build and its size in megabytes."""
     loaded = load(source)
     if not hasattr(loaded.model, "merge_and_unload"):

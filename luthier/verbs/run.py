@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -91,7 +92,7 @@ def run(
     overrides  dotted or flat keys that beat the recipe
     resume     True: the last checkpoint of output_dir; a path: that checkpoint
     callbacks  LoopCallback objects or transformers.TrainerCallback objects
-    bases      what untuned models answered, by their hash: looked up and filled, so that runs share it
+    bases      what untuned models answered, by their hash and that of the tasks: looked up and filled, so that runs share it
     change     what a procedure makes of what was prepared, before anything is written or trained
 
     Raises ConfigError for a recipe that cannot be used and LuthierError for everything else that a user can mend.
@@ -525,7 +526,8 @@ def _before(folder: RunFolder, ready: Prepared, bases: dict[str, Any] | None, sa
 
     if not ready.tasks:
         return None
-    kept, key = folder.path / "base.json", folder.manifest["base"]["sha256"]
+    asked = hashlib.sha256(repr(ready.tasks).encode()).hexdigest()[:16]  # runs that share `bases` may ask other things
+    kept, key = folder.path / "base.json", f"{folder.manifest['base']['sha256']}-{asked}"
     if bases is not None and key in bases:
         return bases[key]
     if kept.exists():

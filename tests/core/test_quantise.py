@@ -53,3 +53,9 @@ def test_sizes_and_names() -> None:
     assert torch.equal(quantised(torch.zeros(2, 3), "nf4"), torch.zeros(2, 3))
     with pytest.raises(LuthierError, match="nf4, int8"):
         quantised(torch.ones(2, 2), "int3")
+
+
+def test_nf4_levels_are_those_of_bitsandbytes() -> None:
+    """Where that package is installed."""
+    functional = pytest.importorskip("bitsandbytes.functional")
+    assert torch.allclose(functional.get_4bit_type("nf4", device="cpu").float(), torch.tensor(NF4), atol=1e-6)

@@ -20,6 +20,7 @@ from luthier.data.unpaired import Unpaired
     [
         ("messages", "chat"),
         ("messages tools id", "chat"),
+        ("question answers correct_answer comment test_id", "exam"),
         ("prompt completion", "chat"),
         ("prompt completion answer", "chat"),
         ("text", "text"),
