@@ -504,7 +504,7 @@ class Analysis(Method):
     def table(self, loop: Loop) -> dict[str, Any]:
         """Plain values by name. Leaves weights, gradients, modes and random state as they were.
 
-        Reports draw numbers, lists of rows with a "position" as curves, and what is "coloured": texts by token, each
-        [text, rank, probability, distance].
+        A report shows its numbers, curves over the "position" of lists of rows that have one, and the texts of "coloured":
+        {"prompt", "tokens": [{"text", "kind", numbers by name}]}, where a kind is "unshifted", "marginal" or "shifted".
         """
         raise NotImplementedError

@@ -40,7 +40,7 @@ from luthier.core.batch import _grid
 from luthier.core.embedding import Pooling, pooled
 from luthier.core.layout import Layout
 from luthier.core.method import Decoder, Generation, Limits, LuthierError, Refusal
-from luthier.core.mixture import Mixture, Wrap
+from luthier.core.mixture import Mixture, Other, Wrap
 
 Prompt = str | list[dict[str, Any]]
 """A plain text, or messages with `role` and `content`."""
@@ -153,6 +153,7 @@ class Subject:
     decoder           how tokens are chosen; None: transformers' own greedy `generate`
     tokens_per_batch  rows times columns of a padded batch
     max_length        window; None: the model's own
+    beside            loads another model by name, on the same device; None where nobody said how
     """
 
     model: nn.Module
@@ -163,6 +164,7 @@ class Subject:
     tokens_per_batch: int = 4096
     max_length: int | None = None
     seed: int = 0
+    beside: Callable[[Any], Other] | None = field(default=None, repr=False, compare=False)
     _asked: tuple[Decoder, nn.Module, nn.Module] | None = field(default=None, init=False, repr=False, compare=False)
     _laid: tuple[Decoder | None, Layout | None] | None = field(default=None, init=False, repr=False, compare=False)
 

@@ -48,10 +48,11 @@ class Urial(Decoder):
     constant: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.k < 0 or not self.repetition_penalty > 0:
-            raise LuthierError(
-                f"urial: k is {self.k} and repetition_penalty {self.repetition_penalty}: give 0 or more, above 0"
-            )
+        if self.k < 0:
+            raise LuthierError(f"urial: k is {self.k}: give 0 (instructions alone) or more")
+        if not self.repetition_penalty > 0:
+            raise LuthierError(f"urial: repetition_penalty is {self.repetition_penalty}: give 1 (none) or more")
+        self.layout  # noqa: B018  mistakes in its file show now
 
     @classmethod
     def example(cls) -> Self:
