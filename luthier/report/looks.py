@@ -30,8 +30,8 @@ def write_shift_report(folder: str | Path) -> Path:
         "title": f"{names[1]} beside {names[0]}",
         "head": head_facts(told),
         "banners": [],
-        "verdict": f"Of {words.count(table.get('tokens'))} tokens that {names[1]} writes, {shares} for {names[0]}.",
-        "looks": looks([{"step": 0, "token shift": dict(table)}]),
+        "verdict": f"Of {words.count(table.get('tokens'))} tokens that {names[1]} writes, {shares} to {names[0]}.",
+        "looks": looks([{"token shift": dict(table)}]),
         "repeat": repeat_view(told),
     }
     return write_page(Path(folder), "shift.html.j2", view)
@@ -43,7 +43,7 @@ def _view(name: str, seen: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     numbers = [key for key, value in last.items() if real(value) is not None]
     return {
         "title": words.first_up(words.metric_words(name)),
-        "steps": [words.count(look.get("step")) for look in kept],
+        "steps": [words.count(look["step"]) if "step" in look else "" for look in kept],
         "numbers": [
             {"name": words.metric_words(key), "values": [words.number(real(t.get(key))) for t in tables]}
             for key in numbers
