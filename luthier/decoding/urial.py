@@ -14,7 +14,8 @@ marks that close them. A prompt that does not fit the window with its answer is 
 Cost:       the constant part once, then a forward of each question's own tokens and of every token of an answer.
 Paper:      Lin et al., 2024, "The Unlocking Spell on Base LLMs: Rethinking Alignment via In-Context Learning",
             arXiv:2312.01552, section 3.
-Departures: instructions and examples are our own. The paper's public program counts the prompt's tokens for the penalty.
+Departures: instructions and examples are our own. Marks of the layout are taken off the end of an answer only, and only
+            where an answer does not need them itself; the penalty leaves the prompt out, which generation code often counts.
 """
 
 from __future__ import annotations
