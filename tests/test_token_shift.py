@@ -128,7 +128,7 @@ def test_in_a_run(recipe: dict[str, Any], tuner: Any) -> None:
     assert last["kl"] > 0 and last["tokens"] > 0
     page = (Path(done.folder) / "report.html").read_text()
     assert 'id="analysis"' in page
-    assert page.count('class="shift ') == sum(len(one["tokens"]) for one in last["coloured"])
+    assert page.count('title="rank ') == sum(len(one["tokens"]) for one in last["coloured"])
 
 
 def test_two_models_by_name(tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ from luthier.decoding.greedy import Greedy
 from luthier.decoding.nucleus import Nucleus
 from luthier.decoding.proxy_tuning import ProxyTuning
 from luthier.decoding.urial import Urial
+from luthier.verbs.generate import chat
+from luthier.verbs.load import Loaded
 
 QUERIES = ["the cat", "in an on abcd er", "x", "the cat?\n", "hello there, how are you?"]
 SMALL = """
@@ -246,6 +248,21 @@ def test_other_decoders_inside_and_around(file: str) -> None:
     around = ProxyTuning(expert=other, anti_expert=base, alpha=0.5, choose=decoder(file))
     assert Subject(base, tok, decoder=around).generate(QUERIES, 10) == wanted
     assert isinstance(decoder(file, choose=steered).alone(), Urial)
+
+
+def test_a_chat_keeps_its_turns_without_a_template(
+    file: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, tok, lines = llama(window=512), copy.deepcopy(tokenizer()), iter(["the cat", "x", ""])
+    tok.chat_template = None
+    monkeypatch.setattr("luthier.verbs.generate.load", lambda name: Loaded(model, tok, "causal_lm", "tiny", ""))
+    monkeypatch.setattr("builtins.input", lambda sign: next(lines))
+    chat("tiny", max_new_tokens=6, decoding=decoder(file))
+    subject = Subject(model, tok, decoder=decoder(file))
+    first = subject.generate(["the cat"], 6)[0]
+    turns = [("user", "the cat"), ("assistant", first), ("user", "x")]
+    second = subject.generate([[{"role": r, "content": c} for r, c in turns]], 6)[0]
+    assert capsys.readouterr().out == f"{first}\n{second}\n"
 
 
 def test_a_layout_says_what_it_needs() -> None:
