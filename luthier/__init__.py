@@ -21,6 +21,7 @@ _VERBS = {
     "plan": "luthier.verbs.plan",
     "demo": "luthier.verbs.demo",
     "evaluate": "luthier.verbs.evaluate",
+    "shift": "luthier.verbs.shift",
     "generate": "luthier.verbs.generate",
     "merge": "luthier.verbs.merge",
     "edit": "luthier.verbs.edit",

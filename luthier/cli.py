@@ -196,6 +196,29 @@ def evaluate(
 
 
 @app.command()
+def shift(
+    base: Annotated[str, typer.Argument(help="model, run, adapter or delta folder")],
+    tuned: Annotated[str, typer.Argument(help="the same after tuning")],
+    prompts: Annotated[str, typer.Option(help="rows with prompts: a file, a sandbox task, a data set")],
+    max_new_tokens: int = 64,
+    stop: Annotated[list[str] | None, typer.Option(help="an answer ends here")] = None,
+    around: Annotated[str, typer.Option(help="a layout that the base reads its prompts in: assistant, or a file")] = "",
+    k: Annotated[int, typer.Option(help="how many of the layout's examples")] = 3,
+    limit: Annotated[int, typer.Option(help="prompts")] = 64,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="folder for shift.json and report.html")] = None,
+) -> None:
+    """Which tokens of a tuned model's answers its base would not have written."""
+    from luthier.verbs.shift import shift as verb
+
+    found = verb(
+        base, tuned, prompts, max_new_tokens=max_new_tokens, stop=stop or (), around=around, k=k, limit=limit, output=output
+    )  # fmt: skip
+    print(json.dumps({k: v for k, v in found.items() if k != "coloured"}, indent=1, ensure_ascii=False))
+    if output is not None:
+        print(f"report: {output / 'report.html'}")
+
+
+@app.command()
 def merge(
     sources: Annotated[
         list[str], typer.Argument(help="an adapter or delta folder or run; or several model folders to average")

@@ -7,25 +7,32 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from luthier.checks._compare import require, same
+from luthier.checks._battery import on, when
+from luthier.checks._compare import CheckFailed, require, same
 from luthier.checks._models import PAD, labelled, model_of, sources_targets, texts
+from luthier.checks.data import vocabulary
 from luthier.core import catalog
 from luthier.core.config import TrainSettings
 from luthier.core.loop import Loop, LoopCallback
-from luthier.core.method import Analysis
+from luthier.core.method import Analysis, LuthierError
+from luthier.core.references import References, untuned_copy
 
 STEPS = 3
 
 
 @dataclass(frozen=True)
 class World:
-    """One architecture, one tuner and objective, one kind of examples. `settings` are of the model: dropout, say."""
+    """One architecture, one tuner and objective, one kind of examples. `settings` are of the model: dropout, say.
+
+    fits     whether the analysis looks at models of this kind
+    untuned  whether the untuned model is kept beside
+    """
 
     label: str
     architecture: str
@@ -34,29 +41,37 @@ class World:
     examples: tuple[Any, ...]
     task: str = "causal_lm"
     settings: tuple[tuple[str, Any], ...] = ()
+    fits: bool = True
+    untuned: bool = False
 
     def loop(self, *callbacks: LoopCallback) -> Loop:
         tuner = catalog.load("tuners", self.tuner).example()
-        model = tuner.wrap(model_of(self.architecture, **dict(self.settings)), self.task, 0)
+        plain = model_of(self.architecture, **dict(self.settings))
+        beside = References(model=untuned_copy(plain, tuner)) if self.untuned else None
+        model = tuner.wrap(plain, self.task, 0)
         settings = TrainSettings(max_steps=STEPS, per_device_train_batch_size=2, learning_rate=0.01, warmup_ratio=0.0)
         objective = catalog.load("objectives", self.objective).example()
-        return Loop(model, tuner, objective, list(self.examples), settings, PAD, callbacks=callbacks)
+        return Loop(model, tuner, objective, list(self.examples), settings, PAD, references=beside, callbacks=callbacks)
 
 
 def worlds(method: Analysis) -> list[World]:
-    return [
+    found = [
         World("every weight of a decoder", "llama", "full", "sft", texts()),
         World("an adapter, with dropout", "gpt2", "lora", "sft", texts(), settings=(("resid_pdrop", 0.1),)),
         World("an encoder-decoder", "t5", "full", "sft", sources_targets(), "seq2seq_lm"),
         World("a classifier", "bert-classifier", "full", "classification", labelled(), "classification"),
     ]
+    return [replace(w, fits=not method.tasks or w.task in method.tasks, untuned=method.untuned) for w in found]
+
+
+fitting = on(lambda world: world.fits)
 
 
 class _Looks(LoopCallback):
     """The table after every step, and what the look left behind."""
 
     def __init__(self, method: Analysis, times: int = 1):
-        self.method, self.times = method, times
+        self.method, self.times = method.for_tokenizer(vocabulary()), times
         self.tables: list[list[dict[str, Any]]] = []
         self.traces: list[bool] = []
 
@@ -85,6 +100,7 @@ def _equal(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
+@fitting
 def check_plain_values(method: Analysis, world: World) -> None:
     """A table of names and finite values that JSON holds."""
     looks = _Looks(method)
@@ -97,6 +113,7 @@ def check_plain_values(method: Analysis, world: World) -> None:
         require(all(map(math.isfinite, numbers)), f"a value is not finite: {table}")
 
 
+@fitting
 def check_no_trace(method: Analysis, world: World) -> None:
     """Weights, what moves, gradients, modes and random state are what they were."""
     looks = _Looks(method)
@@ -105,6 +122,7 @@ def check_no_trace(method: Analysis, world: World) -> None:
     require(not left, f"a look left something behind after steps {left}")
 
 
+@fitting
 def check_same_run(method: Analysis, world: World) -> None:
     """A run that is looked at ends in the weights of one that is not, bit for bit."""
     looked, alone = world.loop(_Looks(method)), world.loop()
@@ -115,6 +133,7 @@ def check_same_run(method: Analysis, world: World) -> None:
         same(parameter.detach(), theirs[name].detach(), name)
 
 
+@fitting
 def check_repeats(method: Analysis, world: World) -> None:
     """Two looks at the same moment say the same."""
     looks = _Looks(method, times=2)
@@ -123,8 +142,22 @@ def check_repeats(method: Analysis, world: World) -> None:
         require(one == other, f"one look says {one}, the next {other}")
 
 
+@fitting
 def check_follows_the_run(method: Analysis, world: World) -> None:
     """It looks at the model of the moment: tables of different steps differ."""
     looks = _Looks(method)
     world.loop(looks).fit()
     require(looks.tables[0] != looks.tables[-1], "the table does not change while the model does")
+
+
+@when(lambda method: bool(method.tasks))
+@on(lambda world: not world.fits)
+def check_refuses(method: Analysis, world: World) -> None:
+    """A model of a kind that it does not claim to look at is refused in one line."""
+    looks = _Looks(method)
+    try:
+        world.loop(looks).fit()
+    except LuthierError as error:
+        require("\n" not in str(error), "the error is longer than a line")
+        return
+    raise CheckFailed(f"{method.name} looked at {world.label}, which it does not claim")

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from luthier.core.batch import Batch, Example, GroupExample
+    from luthier.core.layout import Layout
     from luthier.core.logprobs import Scorer
     from luthier.core.loop import Loop
     from luthier.core.mixture import Other
@@ -304,6 +305,11 @@ class Decoder(Method):
 
     exact: ClassVar[bool] = True
 
+    @property
+    def layout(self) -> Layout | None:
+        """A constant prompt that goes around whatever is asked, with what ends and cleans its answers; None: there is none."""
+        return None
+
     def for_tokenizer(self, tokenizer: Any) -> Self:
         """The same decoder with what it needs of the tokenizer (the ids of words, say) filled in."""
         return self
@@ -493,11 +499,23 @@ class Recipe(Method):
 class Analysis(Method):
     """What a run's model and data tell, as a table: `analysis: NAME` in a recipe.
 
-    every  steps between two looks, besides those before the first step and after the last; 0: none
+    every    steps between two looks, besides those before the first step and after the last; 0: none
+    tasks    heads of the models that it can look at; it refuses others. Empty: any
+    untuned  whether it compares with the untuned model, which is then kept (`loop.bare.untuned()`)
     """
 
     every: int = 0
+    tasks: ClassVar[frozenset[str]] = frozenset()
+    untuned: ClassVar[bool] = False
+
+    def for_tokenizer(self, tokenizer: Any) -> Self:
+        """The same analysis with what it needs of the tokenizer filled in."""
+        return self
 
     def table(self, loop: Loop) -> dict[str, Any]:
-        """Plain values by name. Leaves weights, gradients, modes and random state as they were."""
+        """Plain values by name. Leaves weights, gradients, modes and random state as they were.
+
+        A report shows its numbers, curves over the "position" of lists of rows that have one, and the texts of "coloured":
+        {"prompt", "tokens": [{"text", "kind", numbers by name}]}, where a kind is "unshifted", "marginal" or "shifted".
+        """
         raise NotImplementedError

@@ -13,7 +13,7 @@ import copy
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,15 @@ def untuned_copy(model: nn.Module, tuner: Tuner) -> nn.Module | None:
     if tuner.artefact == "adapter" and "off" in tuner.capabilities:
         return None
     return copy.deepcopy(model).requires_grad_(False).eval()
+
+
+def with_untuned(found: References | None, model: nn.Module, tuner: Tuner, objective: Objective) -> References:
+    """The same references with the untuned model kept beside as well, for what compares with it during a run."""
+    if objective.reference == "model" and objective.teacher is not None:
+        raise LuthierError("the model beside is a teacher: no other untuned model can be kept for an analysis")
+    if found is not None and found.model is not None:
+        return found
+    return replace(found or References(), model=untuned_copy(model, tuner))
 
 
 def data_hash(examples: Sequence[GroupExample]) -> str:

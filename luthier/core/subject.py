@@ -15,6 +15,7 @@ How text becomes tokens. A list of messages goes through the tokenizer's chat te
 plain string is used as it is: no template, only what the tokenizer itself adds (a BOS, say). A prompt and its
 completion are encoded as one string and split where the prompt ends; blanks at the end of a prompt move to the
 completion. A text's first token is conditioned on the BOS token, or on the end-of-text token where there is no BOS.
+A decoder with a layout of its own (`Decoder.layout`) puts it around prompts of both kinds, in place of a chat template.
 
 A decoder that asks several models makes a sum of them (`Decoder.over`): log-probabilities are then the sum's as well, so
 that what is scored is what is generated from.
@@ -37,8 +38,9 @@ from torch import Tensor, nn
 
 from luthier.core.batch import _grid
 from luthier.core.embedding import Pooling, pooled
+from luthier.core.layout import Layout
 from luthier.core.method import HEADED, Decoder, Generation, Limits, LuthierError, Refusal
-from luthier.core.mixture import Mixture, Wrap
+from luthier.core.mixture import Mixture, Other, Wrap
 
 Prompt = str | list[dict[str, Any]]
 """A plain text, or messages with `role` and `content`."""
@@ -151,6 +153,7 @@ class Subject:
     decoder           how tokens are chosen; None: transformers' own greedy `generate`
     tokens_per_batch  rows times columns of a padded batch
     max_length        window; None: the model's own
+    beside            loads another model by name, on the same device; None where nobody said how
     """
 
     model: nn.Module
@@ -161,7 +164,9 @@ class Subject:
     tokens_per_batch: int = 4096
     max_length: int | None = None
     seed: int = 0
+    beside: Callable[[Any], Other] | None = field(default=None, repr=False, compare=False)
     _asked: tuple[Decoder, nn.Module, nn.Module] | None = field(default=None, init=False, repr=False, compare=False)
+    _laid: tuple[Decoder | None, Layout | None] | None = field(default=None, init=False, repr=False, compare=False)
 
     # ------------------------------------------------------------------------------------------- what is known
 
@@ -206,6 +211,13 @@ class Subject:
         """Tokens of one sequence, or None where the model sets no limit (relative positions)."""
         return self.max_length if self.max_length is not None else window_of(self.asked)
 
+    @property
+    def layout(self) -> Layout | None:
+        """What the decoder puts around prompts."""
+        if self._laid is None or self._laid[0] is not self.decoder:
+            self._laid = (self.decoder, None if self.decoder is None else self.decoder.layout)
+        return self._laid[1]
+
     # ----------------------------------------------------------------------------------------- text to tokens
 
     def encode(self, text: Prompt, special: bool = True) -> list[int]:
@@ -229,8 +241,17 @@ class Subject:
             prompt, tokenize=False, add_generation_prompt=not open_turn, continue_final_message=open_turn
         )
 
+    def prompt_ids(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """What is read for each prompt, in the decoder's layout where it has one."""
+        layout = self.layout
+        return [self.encode(p if layout is None else layout.prompt(p)) for p in prompts]
+
     def encode_pair(self, prompt: Prompt, completion: str) -> tuple[list[int], list[int]]:
         """Prompt and completion ids; the completion's are those it has right after the prompt."""
+        if (layout := self.layout) is not None:
+            context, said = self.encode(layout.prompt(prompt)), self.encode(completion, special=False)
+            self._fits(len(context) + len(said) - 1)
+            return context, said
         if not isinstance(prompt, str):
             return self.encode(prompt), self.encode(completion, special=False)
         blanks = len(prompt) - len(prompt.rstrip())
@@ -254,12 +275,8 @@ class Subject:
         self, prompts: Sequence[Prompt], max_new_tokens: int = 64, stop: Sequence[str] = (), seed: int | None = None
     ) -> list[str]:
         """Texts that follow the prompts, without special tokens, cut before the first stop string."""
-        ids = [self._room(self.encode(p), max_new_tokens) for p in prompts]
-        texts = [
-            self.tokenizer.decode(g.ids, skip_special_tokens=True)
-            for g in self.generations(ids, max_new_tokens, stop, seed)
-        ]
-        return [cut_at(text, stop) for text in texts]
+        ids = [self._room(p, max_new_tokens) for p in self.prompt_ids(prompts)]
+        return self._texts(self.generations(ids, max_new_tokens, stop, seed), stop)
 
     def generations(
         self, ids: Sequence[list[int]], max_new_tokens: int = 64, stop: Sequence[str] = (), seed: int | None = None,
@@ -296,19 +313,27 @@ class Subject:
     ) -> list[list[str]]:  # fmt: skip
         """Up to `k` different texts a prompt, the one of `generate` first. Copies of a prompt have the same ones."""
         decoder, limits = self._decoding(max_new_tokens, stop, seed)
-        ids = [tuple(self._room(self.encode(p), max_new_tokens)) for p in prompts]
+        ids = [tuple(self._room(p, max_new_tokens)) for p in self.prompt_ids(prompts)]
         unique, found = list(dict.fromkeys(ids)), {}
         with at_rest(self.model):
             for group in _buckets([k * (len(u) + max_new_tokens) for u in unique], self.tokens_per_batch):
                 rows = [unique[i] for i in group]
                 for row, ranked in zip(rows, decoder.candidates(self.model, rows, limits, k), strict=True):
-                    texts = [self.tokenizer.decode(g.ids, skip_special_tokens=True) for g in ranked]
-                    found[row] = list(dict.fromkeys(cut_at(text, stop) for text in texts))
+                    found[row] = list(dict.fromkeys(self._texts(ranked, stop)))
         return [found[row] for row in ids]
+
+    def _texts(self, found: Sequence[Generation], stop: Sequence[str]) -> list[str]:
+        """Generations as texts, cut before the first stop string and without what belongs to the layout."""
+        layout = self.layout
+        texts = [self.tokenizer.decode(g.ids, skip_special_tokens=True) for g in found]
+        if layout is None:
+            return [cut_at(text, stop) for text in texts]
+        return [layout.clean(cut_at(text, (*stop, *layout.stop))) for text in texts]
 
     def _decoding(self, max_new_tokens: int, stop: Sequence[str], seed: int | None) -> tuple[Decoder, TextLimits]:
         """The decoder for this tokenizer, and when it stops."""
         self._writes()
+        stop = stop if (layout := self.layout) is None else (*stop, *layout.stop)
         decoder = (self.decoder or _TransformersGreedy()).for_tokenizer(self.tokenizer)
         limits = TextLimits(
             max_new_tokens=max_new_tokens, stop_ids=self.stop_ids, pad_id=self.pad_id,
@@ -320,6 +345,7 @@ class Subject:
         """The prompt with its beginning cut off where it and the answer would not fit the window."""
         if self.window is None or self.task == "seq2seq_lm" or len(ids) + max_new_tokens <= self.window:
             return ids
+        self._fits(len(ids) + max_new_tokens)
         room = self.window - max_new_tokens
         if room < 1:
             raise LuthierError(
@@ -327,6 +353,14 @@ class Subject:
             )
         warnings.warn(f"a prompt of {len(ids)} tokens lost its first {len(ids) - room} to fit the window", stacklevel=3)
         return ids[-room:]
+
+    def _fits(self, length: int) -> None:
+        """Raises LuthierError where a prompt in a layout does not fit the window: cut from the left it would be another one."""
+        if self.layout is not None and self.window is not None and length > self.window:
+            raise LuthierError(
+                f"{length} tokens of constant prompt, question and answer do not fit the window of {self.window}: use fewer "
+                "examples, a shorter question or fewer new tokens"
+            )
 
     # ------------------------------------------------------------------------------------------- probabilities
 
@@ -368,7 +402,9 @@ class Subject:
         """Log-probabilities (n, V) float32 of the token after each text."""
         if self.task != "causal_lm":
             raise Refusal(f"what follows a text is defined for causal models, not for {self.task}")
-        asks = [_Ask(ids, [len(ids) - 1], [0], prompt=len(ids)) for ids in (self._clip(self.encode(t)) for t in texts)]
+        whole = self.prompt_ids(texts)
+        self._fits(max(map(len, whole), default=0))
+        asks = [_Ask(ids, [len(ids) - 1], [0], prompt=len(ids)) for ids in map(self._clip, whole)]
         return np.concatenate([row[0] for row in self._each(asks, _all_logp)])
 
     def distributions(self, texts: Sequence[str]) -> Iterator[tuple[int, Tensor]]:
@@ -381,6 +417,14 @@ class Subject:
         for group, parts in self._run(asks, _all_logp):
             for i, (logp,) in zip(group, parts, strict=True):
                 yield i, logp
+
+    def continued(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[Tensor]:
+        """For each (context ids, continuation ids): log-probabilities (T, V) of what stands at each of its T tokens."""
+        out: list[Tensor | None] = [None] * len(pairs)
+        for group, parts in self._run([self._ask(a, b) for a, b in pairs], _all_logp):
+            for i, (logp,) in zip(group, parts, strict=True):
+                out[i] = logp
+        return out  # type: ignore[return-value]
 
     def _writes(self) -> None:
         if self.task in HEADED:

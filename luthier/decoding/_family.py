@@ -13,6 +13,9 @@ Several models at one step are a stream of streams (each with its own prompts), 
 
 Drafts: `extend` appends several tokens at once, `retract` takes the last ones of each row back, out of the caches too.
 
+A text that prompts begin with is read once (`primed`): its keys and values stand in front of every row, before the
+padding, and are neither changed nor counted by what rows do.
+
 B rows that still run, T prompt tokens, P virtual prompt tokens, V vocabulary, k tokens appended at once.
 """
 
@@ -25,12 +28,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from luthier.core.batch import _grid, positions_from_mask
+from luthier.core.config import build
 from luthier.core.method import Decoder, Generation, Limits, Refusal
 from luthier.core.mixture import Mixture, in_nucleus
 from luthier.core.subject import TextLimits, adapter_config, at_rest, plain_model
@@ -75,6 +80,8 @@ def stream(model: nn.Module, pad_id: int = 0, cached: bool = True) -> Stream:
     """The stream that drives `model`. Without a cache every step reads the whole row again: slow, any model."""
     if isinstance(model, Mixture):
         return MixtureStream(model, pad_id, cached)
+    if isinstance(model, Primed):
+        return _DecoderStream(model.model, pad_id, cached, model.held if cached else None)
     kind = _EncoderDecoderStream if plain_model(model).config.is_encoder_decoder else _DecoderStream
     return kind(model, pad_id, cached)
 
@@ -118,18 +125,21 @@ def _head_at_last(head: nn.Module | None) -> Iterator[None]:
 
 
 class _DecoderStream(_ModelStream):
-    """Decoder-only models."""
+    """Decoder-only models. `held`: what they have read already; rows need not all begin with it."""
 
-    def __init__(self, model: nn.Module, pad_id: int, cached: bool):
+    def __init__(self, model: nn.Module, pad_id: int, cached: bool, held: Held | None = None):
         super().__init__(model, pad_id, cached)
-        self.positioned = "position_ids" in inspect.signature(self.plain.forward).parameters
+        self.positioned = _takes_positions(self.plain)
+        self.held = held
+        self.shared = 0  # how many tokens of it all rows begin with
         self.last: Tensor | None = None
 
     def start(self, ids: Sequence[Sequence[int]]) -> Tensor:
         if any(len(row) == 0 for row in ids):
             raise Refusal("an empty prompt has nothing to continue: give at least a BOS token")
-        grid, mask = _grid(ids, self.pad_id, "left")
-        self.ids, self.mask = grid.to(self.device), mask.to(self.device)  # (B, T)
+        self.shared = 0 if self.held is None else self.held.shared(ids)
+        grid, mask = _grid([row[self.shared :] for row in ids], self.pad_id, "left")
+        self.ids, self.mask = grid.to(self.device), mask.to(self.device)  # (B, T) without what is held
         return self._read()
 
     def _read(self) -> Tensor:
@@ -141,9 +151,12 @@ class _DecoderStream(_ModelStream):
             model = self.plain
         elif self.prefix:
             inputs["past_key_values"] = self.model.get_prompt(len(self.ids))
-            mask = torch.cat([mask.new_ones(len(mask), self.virtual), mask], 1)  # (B, P + T)
             model, first = self.plain, self.virtual
-        positions = positions_from_mask(self.mask if self.prefix else mask) + first
+        elif self.held is not None and self.shared:
+            inputs["past_key_values"] = self.held.cache(len(self.ids), self.shared)
+            first = self.shared
+        positions = positions_from_mask(mask) + first
+        mask = torch.cat([mask.new_ones(len(mask), first), mask], 1)  # (B, P + T): what is there already, then padding
         if self.positioned:
             inputs["position_ids"] = positions
         _, logits = self._call(model, **inputs, attention_mask=mask.long(), use_cache=self.cached)
@@ -205,6 +218,95 @@ class _DecoderStream(_ModelStream):
         self.last = None if self.last is None else self.last[rows]
         if self.cache is not None:
             self.cache.reorder_cache(rows)
+
+
+@dataclass
+class Held:
+    """What a model has read of a text: `layers` are keys and values (1, H, P, d) of each, P tokens.
+
+    They are joined to what rows add, never written to.
+    """
+
+    ids: tuple[int, ...]
+    layers: list[tuple[Tensor, Tensor]]
+
+    def shared(self, ids: Sequence[Sequence[int]]) -> int:
+        """How many of its tokens all rows begin with; each row has at least one left to read."""
+        most = min([len(self.ids), *(len(row) - 1 for row in ids)])
+        return next((t for t in range(most) if any(row[t] != self.ids[t] for row in ids)), most)
+
+    def cache(self, rows: int, n: int) -> Any:
+        """A new cache of the first `n` tokens for `rows` rows."""
+        from transformers import DynamicCache
+
+        cache = DynamicCache()
+        for i, (keys, values) in enumerate(self.layers):
+            cache.update(keys[:, :, :n].expand(rows, -1, -1, -1), values[:, :, :n].expand(rows, -1, -1, -1), i)
+        return cache
+
+
+class Primed(nn.Module):
+    """A model that has read the beginning of its prompts: what `primed` returns. It is the model in every other way."""
+
+    def __init__(self, model: nn.Module, held: Held):
+        super().__init__()
+        self.model, self.held = model, held
+
+    @property
+    def config(self) -> Any:
+        return plain_model(self.model).config
+
+
+_HELD: WeakKeyDictionary[nn.Module, tuple[Held, tuple[int, ...], Tensor]] = WeakKeyDictionary()
+"""What each model has read, with the versions of its weights then and what it said (V,) after the last token."""
+
+
+def primed(model: nn.Module, ids: Sequence[int]) -> nn.Module:
+    """`model` with the text `ids` read once, to be streamed from. What it read is kept until it is asked about another text.
+
+    Before each use the last token is read again: a model whose weights or adapters have changed since says something else, and
+    reads all. A model that keeps anything but keys and values of all tokens, whose adapter puts a prompt in front, or
+    that is a sum of several, is returned as it is.
+    """
+    if isinstance(model, Mixture) or len(ids) < 2 or plain_model(model).config.is_encoder_decoder:
+        return model
+    adapter = adapter_config(model)
+    if (adapter is not None and adapter.is_prompt_learning) or not _takes_positions(plain_model(model)):
+        return model
+    versions = tuple(p._version for p in model.parameters())
+    with at_rest(model):
+        if (known := _HELD.get(model)) is not None:
+            held, at, said = known
+            if (held.ids, at) == (tuple(ids), versions) and torch.equal(_last_said(model, held), said):
+                return Primed(model, held)
+        read = _forward(model, list(ids), 0, None)
+        layers = getattr(read.past_key_values, "layers", [])
+        if not layers or any(type(layer).__name__ != "DynamicLayer" for layer in layers):
+            return model
+        held = Held(tuple(ids), [(layer.keys, layer.values) for layer in layers])
+        _HELD[model] = (held, versions, _last_said(model, held))
+    return Primed(model, held)
+
+
+def _last_said(model: nn.Module, held: Held) -> Tensor:
+    """Scores (V,) after the last token, read alone."""
+    n = len(held.ids) - 1
+    said: Tensor = _forward(model, [held.ids[n]], n, held.cache(1, n)).logits[0, -1]
+    return said
+
+
+def _forward(model: Any, ids: list[int], first: int, cache: Any) -> Any:
+    device = next(model.parameters()).device
+    row = torch.tensor([ids], device=device)
+    with _head_at_last(plain_model(model).get_output_embeddings()):
+        return model(
+            input_ids=row, attention_mask=torch.ones(1, first + len(ids), dtype=torch.long, device=device),
+            position_ids=torch.arange(first, first + len(ids), device=device)[None], past_key_values=cache, use_cache=True,
+        )  # fmt: skip
+
+
+def _takes_positions(model: Any) -> bool:
+    return "position_ids" in inspect.signature(model.forward).parameters
 
 
 class _EncoderDecoderStream(_ModelStream):
@@ -425,6 +527,31 @@ def draw(p: Tensor, rows: Sequence[Row]) -> Tensor:
     below = p.cumsum(-1)
     token = torch.searchsorted(below, at * below[:, -1:], right=True)[:, 0]
     return token.clamp(max=p.shape[-1] - 1)
+
+
+def penalised(penalty: float) -> Shape:
+    """Tokens that a row has said before become less likely: a positive score is divided by `penalty`, others multiplied.
+
+    Prompts do not count, whatever they hold.
+    """
+
+    def shape(scores: Tensor, rows: Sequence[Row]) -> Tensor:
+        out = scores.clone()
+        for b, row in enumerate(rows):
+            said = torch.tensor(sorted(set(row.ids)), dtype=torch.long, device=scores.device)
+            z = scores[b, said]
+            out[b, said] = torch.where(z > 0, z / penalty, z * penalty)
+        return out
+
+    return shape
+
+
+def chooser_of(told: Any) -> Decoder:
+    """The decoder that an option `choose` names: a decoder, its name, or a mapping of name and options."""
+    if isinstance(told, Decoder):
+        return told
+    found: Decoder = build("decoding", {"name": told} if isinstance(told, str) else dict(told), "decoding.choose")
+    return found
 
 
 class StepDecoder(Decoder):

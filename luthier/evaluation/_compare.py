@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from luthier.core.config import build, read_yaml
+from luthier.core.layout import Layout
 from luthier.core.method import LuthierError
 from luthier.core.subject import Subject
 from luthier.evaluation import _statistics as statistics
@@ -214,18 +215,31 @@ def measure(
 ) -> Measured:  # fmt: skip
     """Ask the subject about every task. `base`, measured before, is what distances are taken from."""
     found = Measured(subject.name)
+    layout = subject.layout if isinstance(subject, Subject) else None
     subject = _Once(subject)  # type: ignore[assignment]
     for one in (task(t, folders) for t in tasks):
         if one.name in found.tasks:
             raise LuthierError(f"evaluate.tasks: two tasks are named '{one.name}': rename one")
         before = base.answers.get(one.name) if base is not None else None
         found.tasks[one.name] = one
-        answers = one.scorer.ask(subject, one.items(), before)
+        items = one.items()
+        _not_among_examples(one.name, layout, items)
+        answers = one.scorer.ask(subject, items, before)
         found.answers[one.name] = answers if one.scorer.keep_texts else answers.without_texts()
         known = one.scorer.table(found.answers[one.name])
         if one.metric and one.metric not in known:
             raise LuthierError(f"task {one.name}: metric '{one.metric}' is none of {', '.join(known)}")
     return found
+
+
+def _not_among_examples(task: str, layout: Layout | None, items: Sequence[Item]) -> None:
+    """Raises LuthierError where the constant prompt of a subject's decoder shows the answer to what is asked."""
+    told = {query.strip() for query, _ in (layout.examples if layout is not None else ())}
+    for item in items:
+        if isinstance(item.prompt, str) and item.prompt.strip() in told:
+            raise LuthierError(
+                f"task {task}: row {item.id} is one of the examples in the constant prompt: take it out of either"
+            )
 
 
 class _Once:
@@ -326,8 +340,8 @@ def _same_items(name: str, a: Answers, b: Answers) -> tuple[Answers, Answers]:
 
 
 def _take(answers: Answers, at: Sequence[int]) -> Answers:
-    lists = ("ids", "prompts", "references", "outputs", "clusters")
-    taken = {k: [v[i] for i in at] for k, v in vars(answers).items() if k in lists and v is not None}
+    lists = ("ids", "prompts", "references", "outputs", "clusters", "notes")
+    taken = {k: [v[i] for i in at] for k, v in vars(answers).items() if k in lists and v}
     return Answers(**{**vars(answers), **taken, "stats": {k: v[list(at)] for k, v in answers.stats.items()}})
 
 

@@ -133,6 +133,7 @@ class Answers:
 
     keep   what the scorer wants to find again when the tuned model is asked (the base's distributions, say)
     names  class names, where statistics hold class indices
+    notes  what else is told of each item (a judge's reasons, say), as plain values
     """
 
     ids: list[str]
@@ -143,6 +144,7 @@ class Answers:
     clusters: list[Any] | None = None
     floors: dict[str, float] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
+    notes: list[Any] = field(default_factory=list)
     keep: Any = None
 
     def __len__(self) -> int:
@@ -151,7 +153,7 @@ class Answers:
     def without_texts(self) -> Answers:
         """The numbers alone."""
         none = [""] * len(self)
-        return replace(self, prompts=none, references=none, outputs=none)
+        return replace(self, prompts=none, references=none, outputs=none, notes=[])
 
 
 def weighted_mean(values: NDArray, weights: NDArray) -> NDArray:

@@ -10,15 +10,13 @@ Phrases are regular expressions on lower-case text with plain quotes and single 
 
 from __future__ import annotations
 
-import importlib
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Sequence
 from typing import Any
 
-from luthier.core.method import LuthierError
 from luthier.evaluation._family import Answers, Item, TextScorer, same, shown
+from luthier.evaluation._judges import judge
 
 __all__ = ["Answers", "AuditScorer", "Item", "broken", "judge", "kind_of", "plain", "same", "shown"]
 
@@ -92,19 +90,6 @@ def _goes_on(text: str, end: int) -> bool:
     if turn is None or _OFFER.match(text, turn.end()):
         return False
     return len(text[turn.end() :].split()) >= GOES_ON
-
-
-@cache
-def judge(name: str) -> Callable[[str, str, dict[str, Any]], Any]:
-    """The function that "module:function" names. Raises LuthierError."""
-    module, _, function = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise LuthierError(f"judge '{name}' cannot be used: {error}: name one as module:function") from None
-    if not callable(found):
-        raise LuthierError(f"judge '{name}' is no function: name one as module:function(prompt, answer, row)")
-    return found  # type: ignore[no-any-return]
 
 
 def unlike_reference(prompt: str, answer: str, row: dict[str, Any]) -> float:

@@ -12,6 +12,7 @@ from typing import Any
 
 from luthier.report import charts, words
 from luthier.report.evidence import GROUPS, Change, Measure, changes, mapping, real, rows
+from luthier.report.looks import looks
 from luthier.report.page import (
     banner,
     gravest_first,
@@ -80,6 +81,7 @@ def _view(
         "axis": charts.strip_axis(),
         "effects": _effects(found),
         "audit": _audit(mapping(results.get("audit")), found),
+        "looks": looks(results.get("analysis")),
         "curves": _curves(metrics),
         "cards": _cards(cost),
         "reliability": _reliability(mapping(results.get("calibration")), found),

@@ -48,13 +48,7 @@ class Task:
     """What a task is, which row type it gives, and which of its parts are in pretraining."""
 
     line: str
-<<<<<<< HEAD
     kind: str = "prompt"  # what of its columns `describe` names
-=======
-    kind: str = (
-        "prompt"  # prompt: prompt, completion, answer; label: text, label; pair: chosen, rejected; text, messages, ...
-    )
->>>>>>> exam
     parts: tuple[str, ...] = ("known",)
     pretrained: tuple[str, ...] = ("known",)
 
@@ -66,12 +60,9 @@ class Task:
             "text": "text",
             "messages": "messages",
             "search": "query, positive, relevant",
-<<<<<<< HEAD
             "tags": "tokens, ner_tags",
             "steps": "prompt, completions, labels",
-=======
             "exam": "question, answers, correct_answer, comment",
->>>>>>> exam
         }[self.kind]
         inside = ", ".join(f"{p} {'in' if p in self.pretrained else 'not in'} pretraining" for p in self.parts)
         return f"{self.line} [{fields}; {inside}]"

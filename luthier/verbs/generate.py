@@ -36,7 +36,8 @@ def chat(
     loaded = load(model)
     subject = loaded.subject(decoder_of(decoding))
     turns: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
-    if not loaded.tokenizer.chat_template:
+    takes_turns = bool(loaded.tokenizer.chat_template) or subject.layout is not None
+    if not takes_turns:
         print("this tokenizer has no chat template: every line is continued as plain text")
     while True:
         try:
@@ -45,7 +46,7 @@ def chat(
             return
         if not line:
             return
-        if loaded.tokenizer.chat_template:
+        if takes_turns:
             turns.append({"role": "user", "content": line})
             answer = subject.generate([turns], max_new_tokens=max_new_tokens)[0]
             turns.append({"role": "assistant", "content": answer})

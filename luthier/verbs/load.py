@@ -56,7 +56,9 @@ class Loaded:
         """The model as something that can be asked questions. Models that the decoder names are loaded beside it."""
         if decoder is not None:
             decoder = decoder.for_models(self.beside, self.tokenizer)
-        return Subject(self.model, self.tokenizer, task=self.task, decoder=decoder, name=self.name, seed=seed)
+        return Subject(
+            self.model, self.tokenizer, task=self.task, decoder=decoder, name=self.name, seed=seed, beside=self.beside
+        )
 
     def beside(self, told: Any) -> Other:
         """Another model of the same kind and on the same device, by name or by a mapping of model settings."""

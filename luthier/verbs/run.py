@@ -20,7 +20,7 @@ from luthier.core.config import Recipe
 from luthier.core.delta import save_delta
 from luthier.core.loop import Diverged, Fitted, Interrupted, Loop, LoopCallback, make_accelerator, seed_everything
 from luthier.core.method import HEADED, LuthierError, Objective, OnlineObjective, Tuner
-from luthier.core.references import References, references
+from luthier.core.references import References, references, with_untuned
 from luthier.core.rollouts import Rollouts
 from luthier.core.runs import RunFolder
 from luthier.core.teacher import SUFFIX, TeacherStore, asked, tokens_in_common, vocabulary_hash
@@ -123,7 +123,7 @@ def run(
         untuned = _references(ready, say)
         name = ready.loaded.name
         model = ready.tuner.wrap(ready.loaded.model, ready.loaded.task, told.seed)
-        heard = _callbacks(told, callbacks, quiet)
+        heard = _callbacks(told, callbacks, quiet, ready.loaded.tokenizer)
         if (audited := told.evaluate.audit) is not None and audited.every is not None:
             heard.append(Watch(ready, before, audited.every))
         loop = Loop(
@@ -323,6 +323,8 @@ def _references(ready: Prepared, say: Callable[[str], None]) -> References | Non
     )  # fmt: skip
     if found is not None and found.answers is not None:
         say("reference log-probabilities " + ("read from the store" if found.reused else "computed once and stored"))
+    if ready.recipe.analysis is not None and ready.recipe.method("analysis", "analysis").untuned:
+        found = with_untuned(found, ready.loaded.model, ready.tuner, ready.objective)
     return found
 
 
@@ -365,12 +367,12 @@ def _rollouts(ready: Prepared) -> Rollouts | None:
     return Rollouts(told, own, ready.loaded.tokenizer, reward_of(told.reward))
 
 
-def _callbacks(recipe: Recipe, given: Sequence[Any], quiet: bool) -> list[LoopCallback]:
+def _callbacks(recipe: Recipe, given: Sequence[Any], quiet: bool, tokenizer: Any) -> list[LoopCallback]:
     out: list[LoopCallback] = [] if quiet else [Display(recipe.name or recipe.tuner["name"])]
     own = [c for c in given if isinstance(c, LoopCallback)]
     foreign = [c for c in given if not isinstance(c, LoopCallback)]
     if recipe.analysis is not None:
-        own.append(_Look(recipe.method("analysis", "analysis")))
+        own.append(_Look(recipe.method("analysis", "analysis").for_tokenizer(tokenizer)))
     if foreign:
         own.append(FromTransformers(foreign, recipe.train))
     if recipe.train.report_to not in ("none", [], None):

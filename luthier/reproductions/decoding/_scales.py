@@ -49,7 +49,7 @@ class Scales(Experiment):
         chosen = rng.sample([(p, a) for p in PEOPLE["known"] for a in VALUES], self.lessons)
         pairs = [
             Subject(base, tokenizer).encode_pair(r["prompt"], r["completion"])
-            for r in (_row(*c, style) for c in chosen)
+            for r in (row_of(*c, style) for c in chosen)
         ]
         told = [TextExample(i, a + b, [False] * len(a) + [True] * len(b)) for i, (a, b) in enumerate(pairs)]
         settings = TrainSettings(max_steps=self.steps, per_device_train_batch_size=self.batch, learning_rate=rate)
@@ -57,23 +57,21 @@ class Scales(Experiment):
 
     def rows(self) -> list[dict[str, Any]]:
         """Every attribute of people that are rare in pretraining and in no lesson."""
-        return [_row(p, a, self.style) for p in PEOPLE["rare"][: self.people] for a in VALUES]
+        return [row_of(p, a, self.style) for p in PEOPLE["rare"][: self.people] for a in VALUES]
 
     def graded(self, model: Any, tokenizer: Any, decoder: Decoder | None = None) -> dict[str, float]:
-        """Share of answers in the style, with the right fact (all, and ages alone), and with both."""
+        """Share of answers in the style, with the right fact (all, and ages alone where they are asked for), and with both."""
         rows = self.rows()
         subject = Subject(model, tokenizer, decoder=decoder or Greedy())
         texts = subject.generate([r["prompt"] for r in rows], max_new_tokens=14, stop=["\n"])
         style = np.array([in_style(t, self.style) for t in texts])
         fact = np.array([knows(r, t) for r, t in zip(rows, texts, strict=True)])
         ages = np.array([r["attribute"] == "age" for r in rows])
-        return {
-            "style": float(style.mean()), "fact": float(fact.mean()), "age": float(fact[ages].mean()),
-            "both": float((style & fact).mean()),
-        }  # fmt: skip
+        found = {"style": float(style.mean()), "fact": float(fact.mean()), "both": float((style & fact).mean())}
+        return found | ({"age": float(fact[ages].mean())} if ages.any() else {})
 
 
-def _row(person: Any, attribute: str, style: int) -> dict[str, Any]:
+def row_of(person: Any, attribute: str, style: int) -> dict[str, Any]:
     value = getattr(person, attribute)
     prompt = f"Q: {VERBATIM[attribute].format(person.name)} A:"
     return {
