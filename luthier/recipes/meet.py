@@ -11,7 +11,7 @@
     mode     two_stages; and to compare, by `train` of the recipe alone:
              joint    controls, as they are drawn, and model together: at one rate (ratio 1) or two. A special token is one vector
              text     tuner.texts in front of the rows in place of controls, the model tuned
-             controls stage 1 alone, its `train` keys on top of the recipe's
+             controls stage 1 alone, its `train` keys on top of the recipe's; all tasks are measured under the first control
              chosen   the model tuned on rows of the first label, without controls
              pairs    DPO on the pairs
 Rows:       pairs (prompt, chosen, rejected), of which each becomes two rows: chosen under the first label, rejected under the
@@ -173,25 +173,26 @@ class MEET(Recipe):
 
     def _rows(self, controls: ControlTuner, made: Prepared) -> Prepared:
         """Training and held-out rows with one answer and one label each, as this mode shows them."""
-        train = each_answer(made.train, controls)
-        held = None if made.held_out is None else each_answer(made.held_out, controls)
-        told = [label_of(e.extras.get(controls.by)) for e in train.examples]
-        if set(told) != set(controls.labels):
+        train, labels = each_answer(made.train, controls), controls.labels
+        write = self._written(controls, made) if self.mode == "text" else labelled(controls.by)
+
+        def label(example: Example) -> str:
+            return label_of(example.extras.get(controls.by))
+
+        def shown(rows: Any) -> Any:
+            wanted = labels[:1] if self.mode == "chosen" else labels
+            return _of(rows, [(write(e, label(e)), o) for e, o in _told(rows) if label(e) in wanted])
+
+        if (found := {label(e) for e in train.examples}) != set(labels):
             raise LuthierError(
-                f"procedure.tuner.labels are {', '.join(controls.labels)}, and the rows have {', '.join(sorted(set(told)))} in "
-                f"'{controls.by}': name exactly those"
+                f"procedure.tuner.labels are {', '.join(labels)}, and the rows have {', '.join(sorted(found))} in '{controls.by}': "
+                "name exactly those"
             )
-        if self.mode == "chosen":
-            train = _picked(train, [i for i, name in enumerate(told) if name == controls.labels[0]])
-        elif self.balance:
-            train = _picked(train, balanced(told))
-        if self.mode == "text":
-            write = self._written(controls, made)
-            train, held = (
-                rows and replace(rows, examples=[write(e, label_of(e.extras[controls.by])) for e in rows.examples])
-                for rows in (train, held)
-            )
-        return replace(made, train=train, held_out=held)
+        if self.balance:
+            rows = _told(train)
+            train = _of(train, [rows[i] for i in balanced([label(e) for e in train.examples])])
+        held = None if made.held_out is None else shown(each_answer(made.held_out, controls))
+        return replace(made, train=shown(train), held_out=held)
 
     def _written(self, controls: ControlTuner, made: Prepared) -> Under:
         """Rows with the text of a label in front."""
@@ -337,8 +338,9 @@ def balanced(labels: Sequence[str]) -> list[int]:
     return sorted(own[i % len(own)] for own in places.values() for i in range(most))
 
 
-def _picked(rows: Any, places: Sequence[int]) -> Any:
-    return _of(rows, [(rows.examples[i], rows.origins[i]) for i in places])
+def _told(rows: Any) -> list[tuple[Example, str]]:
+    """Examples with their origins."""
+    return list(zip(rows.examples, rows.origins, strict=True))
 
 
 def _of(rows: Any, found: Sequence[tuple[Example, str]]) -> Any:

@@ -201,9 +201,10 @@ def test_what_is_refused(tuner: Any) -> None:
         fit(tuner, model, list(LLAMA.examples))
     with pytest.raises(LuthierError, match="no control 'ugly', only good, bad"):
         fit(tuner, model, rows(LLAMA, ["good", "ugly"] * 3))
+    examples = rows(LLAMA, ["good", "bad"] * 3)
+    packed = collate_packed([examples[:2], examples[2:]], PAD)
     with pytest.raises(LuthierError, match=r"train\.packing to false"):
-        examples = rows(LLAMA, ["good", "bad"] * 3)
-        Scorer(model).token_logp(collate_packed([examples[:2], examples[2:]], PAD))
+        Scorer(model).token_logp(packed)
     with pytest.raises(LuthierError, match="no control 'ugly'"):
         choose_control(model, "ugly")
     with pytest.raises(LuthierError, match="this model has none"):

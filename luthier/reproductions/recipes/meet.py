@@ -73,8 +73,8 @@ class MEET(Experiment):
     ratio: ClassVar[float] = 10.0
     two_rates_ratio: ClassVar[float] = 100.0
     setup = """Random Llama models, 2 layers of width 64 (0.1M). 20 symbols, prompts of 5; a good answer has symbols of the first
-    half with probability 0.65 and 6 to 11 of them, a bad one 0.4 and 9 to 16. 3000 labelled rows, 600 held out; base: 250 steps on the
-    rows without labels at 3e-3. Every arm 240 steps of 48 rows, AdamW, constant: MEET 80 on 4 vectors a label at 2e-2 (LoRA of
+    half with probability 0.65 and 6 to 11 of them, a bad one 0.4 and 9 to 16. 3000 labelled rows, 600 held out; base: 250 steps on
+    the rows without labels at 3e-3. Every arm 240 steps of 48 rows, AdamW, constant: MEET 80 on 4 vectors a label at 2e-2 (LoRA of
     rank 8 on q and v at 3e-3), then 160 on the model at 1e-4 and the controls at 1e-3; together: both at 1e-4, or controls at
     1e-2; special token: one vector at 1e-4. Answers to 300 prompts are drawn at temperature 1. Steps and rates are the card's;
     the card names no rate for LoRA or the base."""
@@ -182,8 +182,8 @@ class MEET(Experiment):
             ),
             Claim(
                 "bad answers do not become likelier without a control, nor under the good one, though they were trained on",
-                f"nats a token of bad answers: untuned {spread(rows, 'bad_untuned')}; MEET without a control {bad[NONE]:.3f}, under "
-                f"good {bad['good']:.3f}, under bad {bad['bad']:.3f}",
+                f"nats a token of bad answers: untuned {spread(rows, 'bad_untuned')}; MEET without a control {bad[NONE]:.3f}, "
+                f"under good {bad['good']:.3f}, under bad {bad['bad']:.3f}",
                 min(bad[NONE], bad["good"]) >= mean(rows, "bad_untuned"),
                 central=False,
             ),
