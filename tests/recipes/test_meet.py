@@ -196,8 +196,7 @@ def test_asking_under_a_control(tuned: Path) -> None:
         assert len({tuple(x.flatten().tolist()) for x in (a, b, c, d)}) == 4
         assert torch.equal(subject.model.eval()(input_ids=ids).logits, c)
         mixed = Contrast(amateur={"model_name_or_path": str(tuned / "controls"), "control": "bad"}, beta=2.0, alpha=0.0)
-        over = load(str(tuned / "controls")).subject(mixed).asked
-        scores = over(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, -1].log_softmax(-1)
+        scores = torch.tensor(load(str(tuned / "controls")).subject(mixed).next_token_logp([prompt])[0])
         wanted = (3 * b[0, -1].log_softmax(-1) - 2 * c[0, -1].log_softmax(-1)).log_softmax(-1)
         assert torch.allclose(scores[: len(wanted)], wanted[: len(scores)], atol=1e-4)
     said = [
