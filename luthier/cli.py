@@ -149,11 +149,12 @@ def chat(
     system: Annotated[str | None, typer.Option(help="system prompt")] = None,
     max_new_tokens: int = 256,
     decoding: Annotated[str, typer.Option(help="method; its options are flags: --top_p 0.9")] = "greedy",
+    control: Annotated[str | None, typer.Option(help="control that acts, or weights: good=0.7,bad=0.3")] = None,
 ) -> None:
     """Talk to a model in the terminal."""
     from luthier.verbs.generate import chat as verb
 
-    verb(model, system, max_new_tokens, _decoding(decoding, context.args)[1] or decoding)
+    verb(model, system, max_new_tokens, _decoding(decoding, context.args)[1] or decoding, control)
 
 
 @app.command(context_settings=FLAGS)
@@ -162,13 +163,15 @@ def generate(
     prompt: Annotated[list[str], typer.Argument(help="one or more prompts; '-' reads lines from standard input")],
     max_new_tokens: int = 64,
     decoding: Annotated[str, typer.Option(help="method; its options are flags: --top_p 0.9")] = "greedy",
+    control: Annotated[str | None, typer.Option(help="control that acts, or weights: good=0.7,bad=0.3")] = None,
 ) -> None:
     """Texts that follow the prompts, one line of JSON each."""
     from luthier.verbs.generate import generate as verb
 
     prompt, told = _decoding(decoding, prompt)
     prompts = [line.rstrip("\n") for line in sys.stdin] if prompt == ["-"] else prompt
-    for p, text in zip(prompts, verb(model, prompts, max_new_tokens=max_new_tokens, decoding=told), strict=True):
+    texts = verb(model, prompts, max_new_tokens=max_new_tokens, decoding=told, control=control)
+    for p, text in zip(prompts, texts, strict=True):
         print(json.dumps({"prompt": p, "text": text}, ensure_ascii=False))
 
 
@@ -183,6 +186,7 @@ def evaluate(
     harness: Annotated[bool, typer.Option("--harness", help="tasks of lm-evaluation-harness")] = False,
     limit: int | None = None,
     decoding: Annotated[str | None, typer.Option(help="method; its options are flags: --top_p 0.9")] = None,
+    control: Annotated[str | None, typer.Option(help="control that acts, or weights: good=0.7,bad=0.3")] = None,
     output: Annotated[Path | None, typer.Option(help="write results.json here")] = None,
 ) -> None:
     """Measure a model on tasks, alone or against another one."""
@@ -190,7 +194,8 @@ def evaluate(
 
     tasks, told = _decoding(decoding, tasks)
     found = verb(
-        model, tasks, base=base, ceiling=ceiling, harness=harness, limit=limit, output=output, decoding=told
+        model, tasks, base=base, ceiling=ceiling, harness=harness, limit=limit, output=output, decoding=told,
+        control=control,
     )  # fmt: skip
     print(json.dumps(found, indent=1, ensure_ascii=False))
 

@@ -50,6 +50,9 @@ class ModelSettings(_Section):
     trust_remote_code: bool = False
     tokenizer: str | None = Field(None, description="another tokenizer than the model's")
     adapter: str | None = Field(None, description="adapter folder to start from; it stays trainable")
+    control: str | dict[str, float] | None = Field(
+        None, description="of an adapter with several controls: the one that acts, or the weight of each"
+    )
     num_labels: int | None = None
 
 

@@ -25,6 +25,7 @@ from luthier.core.batch import Batch
 from luthier.core.embedding import Pooling, pooled
 from luthier.core.method import LuthierError
 from luthier.core.noise import noisy
+from luthier.core.rowwise import row_by_row
 from luthier.core.subject import at_rest
 
 CHUNK_BYTES = 256 * 2**20
@@ -233,7 +234,10 @@ class Scorer:
         inputs: dict[str, Any] = {**batch.inputs(self._mask_dtype()), **asked}
         if self._caches:
             inputs["use_cache"] = False
-        with nullcontext() if batch.noise is None else noisy(self.plain, batch, *batch.noise):
+        with (
+            row_by_row(self.plain, batch),
+            nullcontext() if batch.noise is None else noisy(self.plain, batch, *batch.noise),
+        ):
             return self.model(**inputs)
 
     def token_logp(self, batch: Batch) -> Tensor:

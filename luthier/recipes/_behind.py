@@ -1,25 +1,32 @@
-"""Tuning a model behind an adapter that is attached to it (core/attach.py): the tuner and the objective of such a stage."""
+"""Tuning a model behind an adapter that is attached to it (core/attach.py): tuner, objective and run of such a stage."""
 
 from __future__ import annotations
 
+import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import nn
 
+from luthier.core import config, runs
 from luthier.core.attach import AT, Attached
 from luthier.core.batch import Batch, Example
 from luthier.core.logprobs import Scorer
 from luthier.core.method import Loss, LuthierError, Objective, PartialTuner
 from luthier.core.probe import Probe
 from luthier.core.trainable import Selection
+from luthier.verbs.load import load
+from luthier.verbs.run import Prepared
 
 
 class Behind(PartialTuner):
-    """`inner` tunes the model's own tensors; what `attach(model)` puts beside it stands still, or moves too if `joint`.
+    """`inner` tunes the model's own tensors; what `attach(model)` puts beside it stands still, or moves too if `joint`,
+    without weight decay.
 
     ratio  of the attached tensors' learning rate to the model's, where they move
     """
@@ -69,7 +76,7 @@ class Behind(PartialTuner):
         if not self.joint:
             return told
         own = [n for n, _ in model.named_parameters() if n.startswith(f"{AT}.")]
-        return [*(told or []), {"params": own, "lr_scale": self.ratio}]
+        return [*(told or []), {"params": own, "lr_scale": self.ratio, "weight_decay": 0.0}]
 
     def parameter_count(self, model: nn.Module) -> int:
         return self.inner.parameter_count(model)
@@ -110,6 +117,27 @@ class EachItsPrompt(Objective):
             return self.inner.compute(scorer, batch)
 
 
+@dataclass
+class MeasuredBehind(Prepared):
+    """A run whose model is tuned behind something: tasks of group target are measured with it, all others without."""
+
+    tuner: Behind
+
+    def served(self, task: Any) -> AbstractContextManager[Any]:
+        return nullcontext() if task.group == "target" else self.tuner.attached.off()
+
+    def measure(self, tuned: Any, before: Any) -> Any:
+        from luthier.evaluation import Measured
+
+        found = Measured(tuned.name)
+        for task in self.tasks:
+            with self.served(task):
+                said = Prepared.measure(replace(self, tasks=[task]), tuned, before)
+            found.tasks |= said.tasks
+            found.answers |= said.answers
+        return found
+
+
 def from_folders(folders: dict[str, Path]) -> Callable[[nn.Module], Attached]:
     """Attach the adapters that runs wrote, each under its name; the first is the one in use."""
 
@@ -123,3 +151,24 @@ def from_folders(folders: dict[str, Path]) -> Callable[[nn.Module], Attached]:
         return Attached(wrapped)
 
     return attach
+
+
+def drawn(place: Path, tuner: Mapping[str, Any], recipe: config.Recipe) -> Path:
+    """An adapter as it is drawn, for the comparisons that have no first stage."""
+    loaded = load(recipe.model)
+    method = config.build("tuners", dict(tuner), "procedure.tuner").for_data(loaded.tokenizer)
+    runs.write_folder(place, method.wrap(loaded.model, loaded.task, recipe.seed).save_pretrained)
+    return place
+
+
+def write_beside(wrapped: Any, name: str, base: Path, part: Path) -> None:
+    """Adapter `name` as a peft folder on the tuned model; peft puts all but the default one into a folder of its name."""
+    wrapped.save_pretrained(part, selected_adapters=[name])
+    for file in sorted((part / name).glob("*")) if (part / name).is_dir() else ():
+        file.replace(part / file.name)
+    if (part / name).is_dir():
+        (part / name).rmdir()
+    (part / "README.md").unlink(missing_ok=True)  # peft's names the untuned base
+    told = json.loads((part / "adapter_config.json").read_text())
+    told["base_model_name_or_path"] = str(base.resolve())
+    (part / "adapter_config.json").write_text(json.dumps(told, indent=2))

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from luthier.core.config import ModelSettings, Recipe
+from luthier.core.config import ModelSettings, Recipe, TrainSettings
 from luthier.core.runs import RunFolder, write_folder
 
 
@@ -55,3 +55,12 @@ def rounded_copy(model: ModelSettings, kind: str, target: Path) -> Path:
 
         write_folder(target, write)
     return target
+
+
+def best_kept(recipe: Recipe, train: TrainSettings, looks: int) -> dict[str, Any]:
+    """Keys of `train` that keep the checkpoint with the least held-out loss, where rows are held out and nothing else is said."""
+    held_out, keys = recipe.data.eval is not None or recipe.data.val_size, train.model_dump(exclude_unset=True)
+    if held_out and not {"eval_strategy", "load_best_model_at_end"} & set(keys):
+        steps = {"eval_strategy": "steps", "eval_steps": max(1, -(-train.max_steps // looks))}
+        keys |= {**(steps if train.max_steps > 0 else {"eval_strategy": "epoch"}), "load_best_model_at_end": True}
+    return keys

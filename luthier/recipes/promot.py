@@ -25,10 +25,9 @@ Departures: AdamW and 20 vectors instead of Adafactor and 100; label smoothing a
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -40,8 +39,8 @@ from luthier.core.batch import Example, SourceTargetExample, TextExample
 from luthier.core.config import ConfigError
 from luthier.core.config import Recipe as RunRecipe
 from luthier.core.method import LuthierError, PartialTuner, Recipe
-from luthier.recipes._behind import Behind, EachItsPrompt, from_folders
-from luthier.recipes._stages import finished, resumed, stage
+from luthier.recipes._behind import Behind, EachItsPrompt, MeasuredBehind, drawn, from_folders, write_beside
+from luthier.recipes._stages import best_kept, finished, resumed, stage
 from luthier.verbs.run import Prepared, measured_tasks, run
 
 LONGEST_RATIO = 2.0
@@ -123,13 +122,11 @@ class ProMoT(Recipe):
 
     def _chosen(self, recipe: RunRecipe, train: config.TrainSettings, looks: int) -> dict[str, Any]:
         """Training keys that keep the checkpoint with the least held-out loss, and data keys that tell tasks apart."""
-        held_out = recipe.data.eval is not None or recipe.data.val_size
-        keys = train.model_dump(exclude_unset=True)
-        if held_out and not {"eval_strategy", "load_best_model_at_end"} & set(keys):
-            steps = {"eval_strategy": "steps", "eval_steps": max(1, -(-train.max_steps // looks))}
-            keys |= {**(steps if train.max_steps > 0 else {"eval_strategy": "epoch"}), "load_best_model_at_end": True}
         columns = [*recipe.data.keep, *([self.by] if self.by else [])]
-        return {"train": keys, "data": {**recipe.data.model_dump(exclude_unset=True), "keep": columns}}
+        return {
+            "train": best_kept(recipe, train, looks),
+            "data": {**recipe.data.model_dump(exclude_unset=True), "keep": columns},
+        }
 
     # --------------------------------------------------------------------------------------------- stage 1
 
@@ -138,7 +135,7 @@ class ProMoT(Recipe):
     ) -> Path:
         """The folder of the adapter that stage 2 is tuned behind."""
         if self.mode != "two_stages":
-            return self._drawn(home / "start" / name, recipe)
+            return drawn(home / "start" / name, self.tuner, recipe)
         place = home / "stage-1" if name == ONE else home / "stage-1" / name
         keys = {**FIRST, **self.train, "save_delta": False}
         train = config.TrainSettings.model_validate({**recipe.train.model_dump(exclude_unset=True), **keys})
@@ -157,15 +154,6 @@ class ProMoT(Recipe):
 
             run(told, change=change, **{**given, "resume": resumed(place, given.get("resume")), "bases": None})
         return place / "adapter"
-
-    def _drawn(self, place: Path, recipe: RunRecipe) -> Path:
-        """An adapter as it is drawn, for the comparisons that have no first stage."""
-        from luthier.verbs.load import load
-
-        loaded = load(recipe.model)
-        tuner = config.build("tuners", self.tuner, "procedure.tuner").for_data(loaded.tokenizer)
-        runs.write_folder(place, tuner.wrap(loaded.model, loaded.task, recipe.seed).save_pretrained)
-        return place
 
     # ----------------------------------------------------------------------------------------------- rows
 
@@ -214,30 +202,16 @@ class ProMoT(Recipe):
 
 
 @dataclass
-class _Second(Prepared):
-    """The second stage: measured with the prompt where the task is a target, saved with and without."""
+class _Second(MeasuredBehind):
+    """The second stage: saved with and without the prompt."""
 
-    tuner: Behind
     names: tuple[str, ...] = ()
     home: Path = Path()
     say: Callable[[str], None] = lambda text: None
 
-    def _as_served(self, task: Any) -> AbstractContextManager[Any]:
-        if task.group != "target":
-            return self.tuner.attached.off()
-        return self.tuner.attached.chosen([task.name]) if len(self.names) > 1 else nullcontext()
-
-    def measure(self, tuned: Any, before: Any) -> Any:
-        from luthier.evaluation import Measured
-
-        found = Measured(tuned.name)
-        for task in self.tasks:
-            with self._as_served(task):
-                one = replace(self, tasks=[task])
-                said = Prepared.measure(one, tuned, before)
-            found.tasks |= said.tasks
-            found.answers |= said.answers
-        return found
+    def served(self, task: Any) -> AbstractContextManager[Any]:
+        several = task.group == "target" and len(self.names) > 1
+        return self.tuner.attached.chosen([task.name]) if several else super().served(task)
 
     def save(self, folder: Path, tuned: Any) -> dict[str, Any]:
         attached = self.tuner.attached
@@ -246,7 +220,7 @@ class _Second(Prepared):
         with attached.as_peft() as wrapped:
             for name in self.names:
                 target = folder / ("prompt" if name == ONE else f"prompt-{name}")
-                runs.write_folder(target, partial(_write, wrapped, name, folder / artefact["path"]))
+                runs.write_folder(target, partial(write_beside, wrapped, name, folder / artefact["path"]))
         self._tell(attached)
         return artefact
 
@@ -266,19 +240,6 @@ class _Second(Prepared):
         for warning in warnings:
             self.say(f"promot: WARNING: {warning}")
         runs.write_json(self.home / "promot.json", {"length_ratio": ratios, "warnings": warnings})
-
-
-def _write(wrapped: Any, name: str, base: Path, part: Path) -> None:
-    """Adapter `name` as a peft folder on the tuned model; peft puts all but the default one into a folder of its name."""
-    wrapped.save_pretrained(part, selected_adapters=[name])
-    for file in sorted((part / name).glob("*")) if (part / name).is_dir() else ():
-        file.replace(part / file.name)
-    if (part / name).is_dir():
-        (part / name).rmdir()
-    (part / "README.md").unlink(missing_ok=True)  # peft's names the untuned base
-    told = json.loads((part / "adapter_config.json").read_text())
-    told["base_model_name_or_path"] = str(base.resolve())
-    (part / "adapter_config.json").write_text(json.dumps(told, indent=2))
 
 
 def _known(recipe: RunRecipe, names: list[str]) -> None:

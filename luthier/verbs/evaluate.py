@@ -22,6 +22,7 @@ def evaluate(
     limit: int | None = None,
     output: str | Path | None = None,
     decoding: Any = None,
+    control: Any = None,
 ) -> dict[str, Any]:
     """Results by task and metric; with `base`, both sides and their paired differences as in results.json.
 
@@ -29,8 +30,9 @@ def evaluate(
     ceiling   a model tuned directly: `gap_closed` is then how far `model` comes on the way from `base` to it
     decoding  section of a recipe, or a decoder. Other models that it asks belong to `model`: `base` and `ceiling` are
               asked by the same choice of tokens without them
+    control   of a `model` with several controls that is loaded by name: the one that acts, or the weight of each
     """
-    loaded = model if isinstance(model, Loaded) else load(model)
+    loaded = model if isinstance(model, Loaded) else load(model, control=control)
     if harness:
         from luthier.evaluation import evaluate_harness
 

@@ -17,9 +17,13 @@ def generate(
     decoding: Mapping[str, Any] | str | Decoder | None = None,
     stop: Sequence[str] = (),
     seed: int = 0,
+    control: str | Mapping[str, float] | None = None,
 ) -> list[str]:
-    """Texts that follow the prompts (plain strings, or lists of messages for the chat template)."""
-    loaded = model if isinstance(model, Loaded) else load(model)
+    """Texts that follow the prompts (plain strings, or lists of messages for the chat template).
+
+    control  of a model with several controls that is loaded by name: the one that acts, or the weight of each
+    """
+    loaded = model if isinstance(model, Loaded) else load(model, control=control)
     if loaded.task not in ("causal_lm", "seq2seq_lm"):
         raise LuthierError(f"'{loaded.name}' is a {loaded.task} model: it does not write text")
     subject = loaded.subject(decoder_of(decoding or "greedy"), seed)
@@ -31,9 +35,10 @@ def chat(
     system: str | None = None,
     max_new_tokens: int = 256,
     decoding: Mapping[str, Any] | str | Decoder = "greedy",
+    control: str | Mapping[str, float] | None = None,
 ) -> None:
     """A conversation in the terminal. Ctrl-D or an empty line ends it."""
-    loaded = load(model)
+    loaded = load(model, control=control)
     subject = loaded.subject(decoder_of(decoding))
     turns: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
     takes_turns = bool(loaded.tokenizer.chat_template) or subject.layout is not None

@@ -78,15 +78,18 @@ def load(
     num_labels: int | None = None,
     label_names: list[str] | None = None,
     problem_type: str | None = None,
+    control: str | Mapping[str, float] | None = None,
 ) -> Loaded:
     """Load `model` for `task`. Raises LuthierError with one line where it cannot be found or read.
 
     `model` may be an embedded name ("nano-1m"), a transformers folder, a llama2.c checkpoint (.bin), a luthier run, a peft
     adapter folder or a delta folder (their base is loaded too) or a hub id. `ModelSettings.adapter` puts an adapter or delta
-    folder on the base that is named there. The last three describe a new task head; `problem_type` is transformers' word
-    for what its labels are.
+    folder on the base that is named there. The next three describe a new task head; `problem_type` is transformers' word
+    for what its labels are. `control` is that of the settings.
     """
     settings = model if isinstance(model, ModelSettings) else ModelSettings(model_name_or_path=str(model))
+    if control is not None:
+        settings = settings.model_copy(update={"control": control})
     task = settings.task if task == "auto" else task
     name = settings.model_name_or_path
     if settings.adapter and is_delta(Path(settings.adapter)):
@@ -107,6 +110,8 @@ def load(
         out = _with_delta(settings.model_copy(update={"model_name_or_path": base}), path, task)
         out.name = name
         return out
+    if settings.control is not None:
+        raise LuthierError(f"model '{name}' has no control '{settings.control}': name the folder of its controls")
     if path.suffix == ".bin" and path.is_file():
         return _llama2c(settings, name, path, task)
     return _plain(settings, name, path, task, num_labels, label_names, problem_type)
@@ -264,7 +269,7 @@ def _with_adapter(
 ) -> Loaded:  # fmt: skip
     from peft import PeftModel
 
-    import luthier.tuners  # noqa: F401  registers luthier's adapter types
+    from luthier.tuners._controls import choose_control  # with it all of luthier's adapter types are registered
 
     told = (
         json.loads((adapter / "adapter_config.json").read_text())
@@ -277,12 +282,15 @@ def _with_adapter(
         task = TASKS.get(told.get("task_type"), task)
     if task in HEADED and num_labels is None:
         num_labels, label_names, problem_type = _head_labels(adapter)
-    base = load(settings.model_copy(update={"adapter": None}), task, num_labels, label_names, problem_type)
+    plain = settings.model_copy(update={"adapter": None, "control": None})
+    base = load(plain, task, num_labels, label_names, problem_type)
     try:
         base.model = PeftModel.from_pretrained(base.model, str(adapter), is_trainable=False)
     except (KeyError, RuntimeError, ValueError) as error:
         raise LuthierError(f"{adapter}: this adapter does not fit '{base.name}': {_first_line(error)}") from error
     _all_used(base, adapter)
+    if settings.control is not None:
+        choose_control(base.model, settings.control)
     base.path = str(adapter)
     return base
 

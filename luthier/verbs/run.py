@@ -86,6 +86,7 @@ def run(
     quiet: bool = False,
     bases: dict[str, Any] | None = None,
     change: Callable[[Prepared], Prepared] | None = None,
+    also: Sequence[str] = (),
 ) -> RunResult:
     """Run a recipe to the end.
 
@@ -94,6 +95,7 @@ def run(
     callbacks  LoopCallback objects or transformers.TrainerCallback objects
     bases      what untuned models answered, by their hash and that of the tasks: looked up and filled, so that runs share it
     change     what a procedure makes of what was prepared, before anything is written or trained
+    also       row types, beside the objective's own, that `change` makes fit for it
 
     Raises ConfigError for a recipe that cannot be used and LuthierError for everything else that a user can mend.
     """
@@ -112,7 +114,7 @@ def run(
     main = accelerator.is_main_process
     say = _speaker(quiet or not main)
     checkpoint = _checkpoint(folder, resume)
-    ready = prepare(told, say)
+    ready = prepare(told, say, also)
     if change is not None:
         ready = change(ready)
     if main:
@@ -159,7 +161,7 @@ def _procedure(told: Recipe) -> Any:
 # ------------------------------------------------------------------------------------------------- before
 
 
-def prepare(recipe: Recipe, say: Callable[[str], None] = lambda text: None) -> Prepared:
+def prepare(recipe: Recipe, say: Callable[[str], None] = lambda text: None, also: Sequence[str] = ()) -> Prepared:
     """Model, data, methods and tasks of a recipe; every mistake in it shows here, before anything is trained."""
     tuner, objective = recipe.method("tuners", "tuner"), recipe.method("objectives", "objective")
     recipe.method("decoding", "decoding")
@@ -192,7 +194,7 @@ def prepare(recipe: Recipe, say: Callable[[str], None] = lambda text: None) -> P
             raise LuthierError(f"objective '{objective.name}' needs a {task} model; '{loaded.name}' is {loaded.task}")
     if rows is None:
         rows = _rows(recipe, loaded.tokenizer, loaded)
-    _check_rows(rows, objective)
+    _check_rows(rows, objective, also)
     if rows.chat_template is not None:  # evaluation, serving and the saved model use the template of training
         loaded.tokenizer.chat_template = rows.chat_template
     report = rows.report
@@ -208,8 +210,8 @@ def prepare(recipe: Recipe, say: Callable[[str], None] = lambda text: None) -> P
     return Prepared(recipe, loaded, tuner, objective, *_held_out(recipe, rows, loaded), measured_tasks(recipe))
 
 
-def _check_rows(rows: Any, objective: Objective) -> None:
-    if rows.source.name not in objective.rows:
+def _check_rows(rows: Any, objective: Objective, also: Sequence[str] = ()) -> None:
+    if rows.source.name not in (*objective.rows, *also):
         raise LuthierError(
             f"objective '{objective.name}' takes rows of type {', '.join(objective.rows)}; these are "
             f"'{rows.source.name}' ({rows.report.why}): change objective, or map the columns with data.columns"
