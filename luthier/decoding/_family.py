@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.core.batch import _grid, positions_from_mask
+from luthier.core.config import build
 from luthier.core.method import Decoder, Generation, Limits, Refusal
 from luthier.core.mixture import Mixture, in_nucleus
 from luthier.core.subject import TextLimits, adapter_config, at_rest, plain_model
@@ -425,6 +426,14 @@ def draw(p: Tensor, rows: Sequence[Row]) -> Tensor:
     below = p.cumsum(-1)
     token = torch.searchsorted(below, at * below[:, -1:], right=True)[:, 0]
     return token.clamp(max=p.shape[-1] - 1)
+
+
+def chosen(told: Any, key: str = "decoding.choose") -> Decoder:
+    """The decoder that an option names: a name, a mapping with its options, or the decoder itself."""
+    if isinstance(told, Decoder):
+        return told
+    found: Decoder = build("decoding", {"name": told} if isinstance(told, str) else dict(told), key)
+    return found
 
 
 class StepDecoder(Decoder):
