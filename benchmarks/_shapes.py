@@ -80,16 +80,15 @@ def vocabulary(small: bool) -> int:
     return SMALL_VOCABULARY if small else VOCABULARY
 
 
-def model(small: bool = False, seed: int = 0, wider: int = 1) -> Any:
+def model(small: bool = False, seed: int = 0) -> Any:
     """The shape of stories15M: 15.2 million parameters, 9.2 million of them embeddings tied to the head.
 
-    `small` is a model of a million parameters, where a step is short and a loop's own cost shows; `wider` times the width.
+    `small` is a model of a million parameters, where a step is short and a loop's own cost shows.
     """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     width, layers, heads = (96, 4, 4) if small else (288, 6, 6)
-    width *= wider
     torch.manual_seed(seed)
     return LlamaForCausalLM(
         LlamaConfig(

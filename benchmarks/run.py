@@ -36,7 +36,7 @@ CONTENDERS = {
 TARGETS = {("sft", "trl", ""): 4.0, ("sft", "transformers", ""): 1.8, ("dpo", "trl", "stored"): 5.0}
 SIZES = {
     "sft": (12, 8), "dpo": (8, 4), "overhead": (12, 8), "packing": (2, 8), "decoding": (48, 16),
-    "layer_cache": (6, 8), "modules": (16, 4), "preferences": (1, 4), "distillation": (2, 8), "rollouts": (2, 4),
+    "layer_cache": (6, 8), "modules": (16, 4), "preferences": (1, 4), "rollouts": (2, 4),
 }  # fmt: skip
 """(optimiser steps, examples a step) of each benchmark; of decoding (new tokens, rows)."""
 
@@ -207,7 +207,7 @@ def table(found: dict[str, Any]) -> str:
         parts = [found["threads"][t].get(name, {}).get(key, {}) for t in threads]
         others = [c for c in CONTENDERS[name] if not c.startswith("luthier") and any(c in p for p in parts)]
         lines += [_comparison(name, other, stored, parts) for other in others]
-    lines += [*_overheads(found["threads"]), *_preferences(found["threads"]), *_teachers_and_rounds(found["threads"])]
+    lines += [*_overheads(found["threads"]), *_preferences(found["threads"]), *_rounds(found["threads"])]
     lines += _decoding(found["threads"])
     lines += [*_modules(found["threads"]), *_layer_cache(found["threads"])]
     return "\n".join(lines)
@@ -264,21 +264,11 @@ def _preferences(threads: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _teachers_and_rounds(threads: dict[str, Any]) -> list[str]:
-    """A stored teacher against a live one, and rounds of answers against trl's."""
-    parts, lines = list(threads.values()), []
-    told = [part.get("distillation", {}) for part in parts]
-    for key in ("epochs_1", "epochs_3", "epochs_3_stored") if any(told) else ():
-        _, n, *stored = key.split("_")
-        title = (
-            f"first, {n} epoch{'s' * (n != '1')}, {'asked before' if stored else 'asked on the clock'}: a live teacher"
-        )
-        lines.append(f"| {title} | {' | '.join(_spread(t[key]) if t else '' for t in told)} | | |")
-    rounds = [part.get("rollouts") for part in parts]
-    if any(rounds):
-        cells = [f"{_spread(r['speedup'])}, {r['per_second']:.1f} a second" if r else "" for r in rounds]
-        lines.append(f"| grpo, answers a second: trl | {' | '.join(cells)} | | |")
-    return lines
+def _rounds(threads: dict[str, Any]) -> list[str]:
+    """Answers a second over trl's."""
+    rounds = [part.get("rollouts") for part in threads.values()]
+    cells = [f"{_spread(r['speedup'])}, {r['per_second']:.1f} a second" if r else "" for r in rounds]
+    return [f"| grpo, answers a second: trl | {' | '.join(cells)} | | |"] if any(rounds) else []
 
 
 def _decoding(threads: dict[str, Any]) -> list[str]:
