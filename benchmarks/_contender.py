@@ -7,6 +7,7 @@ import json
 import resource
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,22 @@ class Clock:
         self.cpu_seconds += time.process_time() - self.begun[1]
 
 
+@dataclass
+class Steps:
+    """Seconds from the first step to the end of each, and what was spent before the first."""
+
+    now: Callable[[], float]
+    before: float = 0.0
+    begun: float = 0.0
+    ends: list[float] = field(default_factory=list)
+
+    def start(self) -> None:
+        self.begun = self.now()
+
+    def step(self) -> None:
+        self.ends.append(self.now() - self.begun)
+
+
 def asked() -> Asked:
     parser = argparse.ArgumentParser()
     parser.add_argument("contender", nargs="?", default="luthier")
@@ -83,6 +100,11 @@ def tell(told: Asked, clock: Clock, rows: int) -> None:
 
 def say(result: dict[str, Any]) -> None:
     print(RESULT + json.dumps(result), flush=True)
+
+
+def note(row: Any) -> None:
+    """What is known so far, for whoever watches."""
+    print(json.dumps(row), file=sys.stderr, flush=True)
 
 
 def peak_mb() -> float:

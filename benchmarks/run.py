@@ -36,7 +36,7 @@ CONTENDERS = {
 TARGETS = {("sft", "trl", ""): 4.0, ("sft", "transformers", ""): 1.8, ("dpo", "trl", "stored"): 5.0}
 SIZES = {
     "sft": (12, 8), "dpo": (8, 4), "overhead": (12, 8), "packing": (2, 8), "decoding": (48, 16),
-    "layer_cache": (6, 8), "modules": (16, 4),
+    "layer_cache": (6, 8), "modules": (16, 4), "preferences": (1, 4), "rollouts": (2, 4),
 }  # fmt: skip
 """(optimiser steps, examples a step) of each benchmark; of decoding (new tokens, rows)."""
 
@@ -207,7 +207,8 @@ def table(found: dict[str, Any]) -> str:
         parts = [found["threads"][t].get(name, {}).get(key, {}) for t in threads]
         others = [c for c in CONTENDERS[name] if not c.startswith("luthier") and any(c in p for p in parts)]
         lines += [_comparison(name, other, stored, parts) for other in others]
-    lines += [*_overheads(found["threads"]), *_decoding(found["threads"])]
+    lines += [*_overheads(found["threads"]), *_preferences(found["threads"]), *_rounds(found["threads"])]
+    lines += _decoding(found["threads"])
     lines += [*_modules(found["threads"]), *_layer_cache(found["threads"])]
     return "\n".join(lines)
 
@@ -219,9 +220,15 @@ def _comparison(name: str, other: str, stored: str, parts: list[dict[str, Any]])
             median, least, most = part[other]["speedup"]
             cells[i] = f"{median:.2f}x ({least:.2f} to {most:.2f}, n = {part[other]['repeats']})"
     memory = statistics.median(1 / p[other]["memory"] for p in parts if other in p)
-    target = TARGETS.get((name, other, stored))
+    found = [p[other]["speedup"][0] for p in parts if other in p]
+    target = _target(TARGETS.get((name, other, stored)), found)
     title = f"{name}: {other}" + (", our references stored" if stored else "")
-    return f"| {title} | {' | '.join(cells)} | {memory:.2f}x | {f'{target:g}x' if target else ''} |"
+    return f"| {title} | {' | '.join(cells)} | {memory:.2f}x | {target} |"
+
+
+def _target(least: float | None, found: list[float]) -> str:
+    """What was to be reached, and whether it was not."""
+    return "" if least is None else f"{least:g}x" + ", missed" * (min(found) < least)
 
 
 def _overheads(threads: dict[str, Any]) -> list[str]:
@@ -234,6 +241,34 @@ def _overheads(threads: dict[str, Any]) -> list[str]:
             cells.append(f"{statistics.median(found):+.1%} ({min(found):+.1%} to {max(found):+.1%})")
         lines.append(f"| loop over bare loop, {size} parameters | {' | '.join(cells)} | | under 5% |")
     return lines
+
+
+def _spread(told: list[float]) -> str:
+    """Median, least and most; one turn is one number."""
+    median, least, most = told
+    return f"{median:.2f}x" if least == most else f"{median:.2f}x ({least:.2f} to {most:.2f})"
+
+
+def _preferences(threads: dict[str, Any]) -> list[str]:
+    """One line a loss and number of epochs."""
+    parts = [{r["loss"]: r for r in part.get("preferences", {}).get("rows", ())} for part in threads.values()]
+    lines = []
+    for loss in dict.fromkeys(loss for part in parts for loss in part):
+        for key in dict.fromkeys(k for part in parts for k in part.get(loss, {}) if k != "loss"):
+            cells = [_spread(part[loss][key]["speedup"]) if loss in part else "" for part in parts]
+            _, n, *stored = key.split("_")
+            title = f"{loss}, {n} epoch{'s' * (n != '1')}{', our references stored' * bool(stored)}: trl"
+            found = [part[loss][key]["speedup"][0] for part in parts if loss in part]
+            target = _target(TARGETS["dpo", "trl", "stored"] if stored else None, found)
+            lines.append(f"| {title} | {' | '.join(cells)} | | {target} |")
+    return lines
+
+
+def _rounds(threads: dict[str, Any]) -> list[str]:
+    """Answers a second over trl's."""
+    rounds = [part.get("rollouts") for part in threads.values()]
+    cells = [f"{_spread(r['speedup'])}, {r['per_second']:.1f} a second" if r else "" for r in rounds]
+    return [f"| grpo, answers a second: trl | {' | '.join(cells)} | | |"] if any(rounds) else []
 
 
 def _decoding(threads: dict[str, Any]) -> list[str]:

@@ -125,9 +125,10 @@ class RunFolder:
         self.path = Path(path)
 
     def create(self, manifest: dict[str, Any]) -> None:
-        """Make the folder and its manifest. Raises LuthierError if another run is there."""
+        """Make the folder and its manifest. Raises LuthierError if another run is there, or it cannot be written."""
         self.must_be_free()
-        self.path.mkdir(parents=True, exist_ok=True)
+        with or_refuse(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
         self.write_manifest(manifest)
 
     def must_be_free(self) -> None:

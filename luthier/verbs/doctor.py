@@ -28,7 +28,7 @@ def doctor() -> str:
         )
     space = shutil.disk_usage(".").free / 2**30
     lines.append(f"disk: {space:.0f} GiB free here; cache: {cache_folder()}")
-    for extra, module in (("eval", "lm_eval"), ("bench", "trl")):
+    for extra, module in (("eval", "lm_eval"), ("constrained", "outlines_core"), ("bench", "trl")):
         found = importlib.util.find_spec(module) is not None
         lines.append(f"extra '{extra}': {'installed' if found else f'not installed (pip install luthier[{extra}])'}")
     lines.append(f"embedded models: {', '.join(sandbox.model_names())}")

@@ -164,6 +164,10 @@ def merged(loaded: Loaded) -> Any:
         raise Refusal(
             f"{loaded.name}: this adapter type cannot be merged: ship the base and the adapter folder"
         ) from error
+    except ValueError as error:  # numbers that are not finite
+        raise LuthierError(
+            f"{loaded.name}: merging it gives NaN or infinity, so nothing was written: look at the adapter and at its base"
+        ) from error
 
 
 def _bare(folder: Path) -> nn.Module:

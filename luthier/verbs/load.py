@@ -174,6 +174,7 @@ def _plain(
 ) -> Loaded:  # fmt: skip
     import torch
     import transformers
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoTokenizer
 
     where = _where(name, path)
@@ -201,7 +202,7 @@ def _plain(
                 where, dtype=dtype, output_loading_info=True, **extra, **common
             )
         tokenizer = AutoTokenizer.from_pretrained(settings.tokenizer or where, **common)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise LuthierError(f"model '{name}' cannot be loaded: {_first_line(error)}") from error
     if tokenizer.pad_token_id is None:  # padding is masked by length, never by id, so any id serves
         tokenizer.pad_token = tokenizer.eos_token
@@ -268,6 +269,7 @@ def _with_adapter(
     problem_type: str | None,
 ) -> Loaded:  # fmt: skip
     from peft import PeftModel
+    from safetensors import SafetensorError
 
     from luthier.tuners._controls import choose_control  # with it all of luthier's adapter types are registered
 
@@ -286,6 +288,8 @@ def _with_adapter(
     base = load(plain, task, num_labels, label_names, problem_type)
     try:
         base.model = PeftModel.from_pretrained(base.model, str(adapter), is_trainable=False)
+    except SafetensorError as error:
+        raise LuthierError(f"{adapter}: its weights cannot be read: {_first_line(error)}") from error
     except (KeyError, RuntimeError, ValueError) as error:
         raise LuthierError(f"{adapter}: this adapter does not fit '{base.name}': {_first_line(error)}") from error
     _all_used(base, adapter)
