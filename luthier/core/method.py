@@ -288,10 +288,12 @@ class RowError(LuthierError):
 class Decoder(Method):
     """How tokens are chosen.
 
-    exact  whether it takes the likeliest token, or draws from the model's own distribution
+    exact     whether it takes the likeliest token, or draws from the model's own distribution
+    rewrites  whether the model reads other tokens than the prompt's: log-probabilities of given texts are then refused
     """
 
     exact: ClassVar[bool] = True
+    rewrites: ClassVar[bool] = False
 
     def for_tokenizer(self, tokenizer: Any) -> Self:
         """The same decoder with what it needs of the tokenizer (the ids of words, say) filled in."""
@@ -483,9 +485,15 @@ class Analysis(Method):
     """What a run's model and data tell, as a table: `analysis: NAME` in a recipe.
 
     every  steps between two looks, besides those before the first step and after the last; 0: none
+    heads  tasks of the models that it can look at; it refuses others
     """
 
+    heads: ClassVar[frozenset[str]] = frozenset({"causal_lm", "seq2seq_lm", "masked_lm", "classification", "embedding"})
     every: int = 0
+
+    def for_data(self, tokenizer: Any, read: Callable[[Any], Sequence[dict[str, Any]]]) -> Self:
+        """The same analysis with what it needs of the tokenizer and of rows that its options name; `read` reads a source."""
+        return self
 
     def table(self, loop: Loop) -> dict[str, Any]:
         """Plain values by name. Leaves weights, gradients, modes and random state as they were."""
