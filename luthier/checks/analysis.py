@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from luthier.checks._compare import require, same
+from luthier.checks._compare import CheckFailed, require, same
 from luthier.checks._models import PAD, labelled, model_of, sources_targets, texts
 from luthier.core import catalog
 from luthier.core.config import TrainSettings
 from luthier.core.loop import Loop, LoopCallback
-from luthier.core.method import Analysis
+from luthier.core.method import Analysis, LuthierError
 
 STEPS = 3
 
@@ -43,13 +43,17 @@ class World:
         return Loop(model, tuner, objective, list(self.examples), settings, PAD, callbacks=callbacks)
 
 
-def worlds(method: Analysis) -> list[World]:
+def _all() -> list[World]:
     return [
         World("every weight of a decoder", "llama", "full", "sft", texts()),
         World("an adapter, with dropout", "gpt2", "lora", "sft", texts(), settings=(("resid_pdrop", 0.1),)),
         World("an encoder-decoder", "t5", "full", "sft", sources_targets(), "seq2seq_lm"),
         World("a classifier", "bert-classifier", "full", "classification", labelled(), "classification"),
     ]
+
+
+def worlds(method: Analysis) -> list[World]:
+    return [w for w in _all() if w.task in method.heads]
 
 
 class _Looks(LoopCallback):
@@ -113,6 +117,18 @@ def check_same_run(method: Analysis, world: World) -> None:
     theirs = dict(alone.plain.named_parameters())
     for name, parameter in looked.plain.named_parameters():
         same(parameter.detach(), theirs[name].detach(), name)
+
+
+def check_other_heads(method: Analysis, world: World) -> None:
+    """What it does not say it can look at, it refuses in one line."""
+    for other in _all():
+        if other.task not in method.heads:
+            try:
+                method.table(other.loop())
+            except LuthierError as error:
+                require("\n" not in str(error), "the refusal is longer than a line")
+            else:
+                raise CheckFailed(f"it looked at {other.label}, which it does not say it can")
 
 
 def check_repeats(method: Analysis, world: World) -> None:

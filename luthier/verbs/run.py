@@ -122,7 +122,7 @@ def run(
         untuned = _references(ready, say)
         name = ready.loaded.name
         model = ready.tuner.wrap(ready.loaded.model, ready.loaded.task, told.seed)
-        heard = _callbacks(told, callbacks, quiet)
+        heard = _callbacks(told, callbacks, quiet, ready.loaded.tokenizer)
         if (audited := told.evaluate.audit) is not None and audited.every is not None:
             heard.append(Watch(ready, before, audited.every))
         loop = Loop(
@@ -364,12 +364,15 @@ def _rollouts(ready: Prepared) -> Rollouts | None:
     return Rollouts(told, own, ready.loaded.tokenizer, reward_of(told.reward))
 
 
-def _callbacks(recipe: Recipe, given: Sequence[Any], quiet: bool) -> list[LoopCallback]:
+def _callbacks(recipe: Recipe, given: Sequence[Any], quiet: bool, tokenizer: Any) -> list[LoopCallback]:
     out: list[LoopCallback] = [] if quiet else [Display(recipe.name or recipe.tuner["name"])]
     own = [c for c in given if isinstance(c, LoopCallback)]
     foreign = [c for c in given if not isinstance(c, LoopCallback)]
     if recipe.analysis is not None:
-        own.append(_Look(recipe.method("analysis", "analysis")))
+        from luthier import data
+
+        looks = recipe.method("analysis", "analysis")
+        own.append(_Look(looks.for_data(tokenizer, lambda source: list(data.read(source).rows))))
     if foreign:
         own.append(FromTransformers(foreign, recipe.train))
     if recipe.train.report_to not in ("none", [], None):
