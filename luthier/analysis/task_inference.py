@@ -62,6 +62,8 @@ class TaskInference(Analysis):
         """The same with its rows as token ids, for each transform."""
         if self.questions:
             return self
+        if PLAIN in self.transforms:
+            raise LuthierError(f"task_inference: '{PLAIN}' is the name of no transform: call yours otherwise")
         rows = read(self.rows) if isinstance(self.rows, str) else self.rows
         ways = {PLAIN: transform("identity"), **{name: transform(told) for name, told in self.transforms.items()}}
         found = {n: tuple(_question(row, i, way, tokenizer) for i, row in enumerate(rows)) for n, way in ways.items()}

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from luthier.checks._battery import when
 from luthier.checks._compare import CheckFailed, require, same
 from luthier.checks._models import PAD, labelled, model_of, sources_targets, texts
 from luthier.core import catalog
@@ -119,6 +120,7 @@ def check_same_run(method: Analysis, world: World) -> None:
         same(parameter.detach(), theirs[name].detach(), name)
 
 
+@when(lambda method: any(w.task not in method.heads for w in _all()))
 def check_other_heads(method: Analysis, world: World) -> None:
     """What it does not say it can look at, it refuses in one line."""
     for other in _all():

@@ -23,7 +23,7 @@ import importlib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from decimal import Context, Decimal
 from functools import cached_property
 from typing import Any, ClassVar
@@ -70,7 +70,7 @@ class ScaleLabels(Transform):
     before: str = ""
 
     def __post_init__(self) -> None:
-        if not 0 < self.factor < float("inf"):
+        if not isinstance(self.factor, int | float) or not 0 < self.factor < float("inf"):
             raise LuthierError(f"transform scale_labels: factor is {self.factor}: give a positive number")
 
     def forward(self, text: str) -> str:
@@ -113,6 +113,7 @@ class AlphabetMap(Transform):
     pairs: Mapping[str, str]
 
     def __post_init__(self) -> None:
+        _of_texts("alphabet_map", self.pairs)
         if not self.pairs or len(set(self.pairs.values())) < len(self.pairs):
             raise LuthierError("transform alphabet_map: pairs must be some, and no two may end in the same sign")
         if not self._by_characters and not all(re.fullmatch(r"\w+", s) for p in self.pairs.items() for s in p):
@@ -190,9 +191,10 @@ class TemplateSwap(Transform):
     """Phrases for others, the longest first. It comes back where the text held none of the new phrases."""
 
     is_exact: ClassVar[bool] = False
-    pairs: Mapping[str, str] = field(default_factory=dict)
+    pairs: Mapping[str, str]
 
     def __post_init__(self) -> None:
+        _of_texts("template_swap", self.pairs)
         if not self.pairs or "" in {*self.pairs, *self.pairs.values()}:
             raise LuthierError("transform template_swap: pairs must be some, and no phrase may be empty")
         if len(set(self.pairs.values())) < len(self.pairs):
@@ -203,6 +205,12 @@ class TemplateSwap(Transform):
 
     def inverse(self, text: str) -> str:
         return _replaced(text, {b: a for a, b in self.pairs.items()})
+
+
+def _of_texts(name: str, pairs: Any) -> None:
+    odd = [s for p in pairs.items() for s in p if not isinstance(s, str)] if isinstance(pairs, Mapping) else [pairs]
+    if odd:
+        raise LuthierError(f"transform {name}: pairs hold {odd[0]!r}: give {{text: text, ...}}, digits in quotes")
 
 
 def _replaced(text: str, by: Mapping[str, str]) -> str:
@@ -267,7 +275,7 @@ def transform(told: Transform | str | Mapping[str, Any]) -> Transform:
         raise LuthierError(
             f"transform {name}: '{odd[0]}' is none of its options ({', '.join(fields) or 'it has none'})"
         )
-    missing = [k for k, f in fields.items() if k not in options and f.default is f.default_factory]
+    missing = [k for k, f in fields.items() if k not in options and f.default is dataclasses.MISSING]
     if missing:
         raise LuthierError(f"transform {name}: give '{missing[0]}'")
     return made(**options)  # type: ignore[no-any-return]

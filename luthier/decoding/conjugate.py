@@ -6,7 +6,8 @@
 A tuned model that takes P for the task that it was tuned on may take s(P), which looks unlike the tuning data, for what it
 is: what was only hidden comes back, and what is lost does not. s must keep the task; `evaluation/conjugate` measures that.
 Special tokens stay where they are, and so does a piece of text that s leaves alone. Stop strings are looked for in
-s^-1(answer), max_new_tokens counts tokens of L. A prompt that is too long in other signs is refused, never cut.
+s^-1(answer), max_new_tokens counts tokens of L. A prompt that is too long in other signs is refused, never cut. Words of a chat
+template that are no special tokens are rewritten as well: `template_swap` leaves them alone, evaluation/conjugate always does.
 Refusals:   the model is asked P as it stands first, and where it refuses, the refusal is the answer: nothing is got at in other
             signs that the model says no to. What an audit wants to know of that are rates: evaluation/conjugate.
 Identities: s the identity: what L says, to the last bit.
@@ -61,7 +62,7 @@ class Conjugate(Decoder):
         return found
 
     def for_tokenizer(self, tokenizer: Any) -> Self:
-        return replace(self, tokenizer=tokenizer, choose=self.chooser.for_tokenizer(tokenizer))
+        return replace(self, tokenizer=tokenizer, transform=self.by, choose=self.chooser.for_tokenizer(tokenizer))
 
     def for_models(self, load: Callable[[Any], Other], tokenizer: Any = None) -> Self:
         return replace(self, choose=self.chooser.for_models(load, tokenizer))
@@ -85,7 +86,8 @@ class Conjugate(Decoder):
                 f"conjugate: a prompt of {long} tokens in other signs and {limits.max_new_tokens} new ones do not fit the "
                 f"window of {window}: shorten the prompts, or choose a transform that needs fewer tokens"
             )
-        for i, one in zip(asked, chooser.generate(model, there, self._limits(limits)), strict=True):
+        found = chooser.generate(model, there, self._limits(limits)) if asked else []
+        for i, one in zip(asked, found, strict=True):
             out[i] = replace(one, ids=self._back(one.ids))
         return out
 
@@ -94,7 +96,12 @@ class Conjugate(Decoder):
         if not isinstance(limits, TextLimits) or limits.finished is None:
             return limits
         finished = limits.finished
-        return replace(limits, finished=lambda said: finished(self._back(said)))
+
+        def ended(said: list[int]) -> bool:
+            back = self._back(said)
+            return bool(back) and finished(back)
+
+        return replace(limits, finished=ended)
 
     def _back(self, ids: Sequence[int]) -> list[int]:
         return self._rewritten(ids, self.by.inverse)
@@ -108,8 +115,8 @@ class Conjugate(Decoder):
         special = frozenset(self._known.all_special_ids)
         for kept, piece in groupby(ids, key=special.__contains__):
             some = list(piece)
-            text = "" if kept else str(self._known.decode(some))
-            changed = by(text)
+            text = str(self._known.decode(some))
+            changed = text if kept else by(text)
             out += some if changed == text else self._known(changed, add_special_tokens=False)["input_ids"]
         return out
 
