@@ -13,7 +13,7 @@ either, so that the fit is the mean. alpha near 1 for prompts as they stand and 
 `likelihood` beside it is the mean of log (p(rival) + p(answer)): where it falls, neither expert is what it was.
 Cost:       two forward passes a row and transform, a look.
 Paper:      Kotha et al., 2024, "Understanding Catastrophic Forgetting in Language Models via Implicit Inference",
-            arXiv:2309.10105, sections 2 and 3.
+            arXiv:2309.10105, section 2.
 Departures: the paper fits alpha in the regression world alone.
 """
 

@@ -13,7 +13,7 @@ Refusals:   the model is asked P as it stands first, and where it refuses, the r
 Identities: s the identity: what L says, to the last bit.
 Cost:       two generations, the second with as many tokens more as s needs.
 Paper:      Kotha et al., 2024, "Understanding Catastrophic Forgetting in Language Models via Implicit Inference",
-            arXiv:2309.10105, section 4.
+            arXiv:2309.10105, section 3.
 Departures: `logp` is that of the answer in other signs, as L said it; log-probabilities of given texts are refused.
 """
 
