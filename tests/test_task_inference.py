@@ -69,7 +69,7 @@ def test_evidence_is_that_of_two_normal_densities() -> None:
 def test_the_share_goes_to_the_task_that_explains_the_prompt() -> None:
     w = world()
     far = np.full(3, 12.0)
-    X = RNG(2).standard_normal((1, 40, 3))
+    X = RNG(2).standard_normal((1, 1000, 3))
     assert share(0.5, w.evidence(X, X @ far))[0] < 1e-12
     assert share(0.5, w.evidence(X, X @ w.tasks[3]))[0] > 1 - 1e-3
 
