@@ -1,4 +1,4 @@
-"""Conjugate: of two competing answers to a prompt, which one is given, as it stands and in other signs?
+"""Conjugate: which of two competing answers is given to a prompt as it stands, and which in other signs.
 
     expected t = |{i : answer of item i under t begins with its answer}| / n      what the model could do before it was tuned
     rival t    = |{i : it begins with its rival}| / n                             what tuning taught
