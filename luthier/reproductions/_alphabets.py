@@ -85,10 +85,10 @@ def pretraining(n: int, answered: float, seed: int | str) -> list[Row]:
     return [kinds[i // 2 % 5](sides[i % 2]) for i in range(n)]
 
 
-def tuning(n: int, seed: int) -> list[Row]:
-    """Questions in A alone, two of three after a pair that has nothing to do with them."""
+def tuning(n: int, seed: int, stray: bool = True) -> list[Row]:
+    """Questions in A alone; with `stray`, two of three come after a pair that has nothing to do with them."""
     side = Rows("A", random.Random(f"{seed}/tuning"))
-    return [side.question(stray=i % 3 > 0) for i in range(n)]
+    return [side.question(stray and i % 3 > 0) for i in range(n)]
 
 
 def examples(rows: Sequence[Row], tokenizer: Any) -> list[TextExample]:

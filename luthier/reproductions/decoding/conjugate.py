@@ -46,8 +46,9 @@ class TwoAlphabets(Experiment):
     setup = """a Llama of 0.2 M parameters, drawn by seed; 700 steps of 64 rows at 3e-3 in which an ambiguous prompt is always
     repeated, then 250 at 1e-3 in which it is answered one time in five (or, for the negative, still never). Tuning: all weights,
     questions in A alone, two of three after an unrelated pair, 48 rows a step at a constant 3e-5, looked at after 10 to 250
-    steps; and at 1e-4. 200 ambiguous prompts; B is the same prompts with every sign exchanged, and the answer brought back. Pilot
-    with seed 0, ambiguous from the start for 900 steps: A 0.16, B 0.98 after 100 steps of tuning."""
+    steps; at 1e-4; and 150 steps on questions without such pairs. 200 ambiguous prompts; B is the same prompts with every sign
+    exchanged, and the answer brought back. Pilot with seed 0, ambiguous from the start for 900 steps: A 0.16, B 0.98 after 100
+    steps of tuning."""
 
     def measure(self, seed: int) -> Row:
         tokenizer = alphabets.tokenizer()
@@ -58,9 +59,9 @@ class TwoAlphabets(Experiment):
             settings = self.train_settings(steps, self.batch, rate, "cosine")
             return tune(model, tokenizer, Full(), alphabets.examples(rows, tokenizer), settings, seed).model
 
-        def tuned(model: Any, rate: float, looks: Sequence[int]) -> dict[int, Row]:
+        def tuned(model: Any, rate: float, looks: Sequence[int], stray: bool = True) -> dict[int, Row]:
             found = Looks(asked, looks)
-            rows = alphabets.examples(alphabets.tuning(4000, seed), tokenizer)
+            rows = alphabets.examples(alphabets.tuning(4000, seed, stray), tokenizer)
             settings = self.train_settings(looks[-1], self.tune_batch, rate, "constant")
             tune(model, tokenizer, Full(), rows, settings, seed, callbacks=[found])
             return found.at
@@ -70,8 +71,13 @@ class TwoAlphabets(Experiment):
         slow, fast = tuned(base, self.tune_rate, LOOKS), tuned(base, self.fast_rate, FAST_LOOKS)
         step = next((s for s in LOOKS if slow[s]["a"] <= HIDDEN), LOOKS[-1])
         told = {
-            "base": asked.rates(base), "first": slow[step], "last": slow[LOOKS[-1]], "certain": asked.rates(certain),
+            "base": asked.rates(base), "base_tuned": slow[CERTAIN_STEPS], "first": slow[step],
+            "last": slow[LOOKS[-1]], "certain": asked.rates(certain),
             "certain_tuned": tuned(certain, self.tune_rate, (CERTAIN_STEPS,))[CERTAIN_STEPS],
+            **{
+                f"{name}_alone": tuned(model, self.tune_rate, (CERTAIN_STEPS,), stray=False)[CERTAIN_STEPS]
+                for name, model in (("base", base), ("certain", certain))
+            },
             **{f"fast_{s}": fast[s] for s in FAST_LOOKS},
         }  # fmt: skip
         return {"step": float(step)} | {f"{name}_{k}": v for name, rates in told.items() for k, v in rates.items()}
@@ -105,6 +111,12 @@ class TwoAlphabets(Experiment):
                 all(r["certain_tuned_a"] >= r["certain_a"] - 0.05 and r["certain_a"] >= 0.9 for r in rows),
             ),
             Claim(
+                f"where pretraining had no ambiguity, {CERTAIN_STEPS} steps on questions alone change nothing",
+                f"repeated in A: {told('a', 'certain', 'certain_alone')}; where it had some: {told('a', 'base', 'base_alone')}",
+                all(r["certain_alone_a"] >= r["certain_a"] - 0.05 for r in rows),
+                central=False,
+            ),
+            Claim(
                 "plain questions are answered throughout, in both alphabets",
                 f"in A: {told('question_a', 'base', 'last')}; in B: {told('question_b', 'base', 'last')}",
                 all(r[f"{n}_question_{x}"] >= 0.95 for r in rows for n in ("base", "last") for x in "ab"),
@@ -123,6 +135,20 @@ class TwoAlphabets(Experiment):
                 central=False,
             ),
         ]
+
+    def explanation(self, rows: list[Row]) -> str:
+        found = super().explanation(rows)
+        if mean(rows, "certain_tuned_a") >= mean(rows, "certain_a") - 0.05:
+            return found
+
+        def both(key: str) -> str:
+            return f"{mean(rows, f'certain_{key}'):.2f} and {mean(rows, f'base_{key}'):.2f}"
+
+        return (
+            f"{found}. Ambiguity in pretraining is no precondition here. Repeated after {CERTAIN_STEPS} steps, by the model that "
+            f"had none and by the one that had: in A {both('tuned_a')}, in B {both('tuned_b')}; tuned on questions alone, without "
+            f"pairs before them, in A {both('alone_a')}"
+        )
 
 
 class Asked:
