@@ -77,7 +77,7 @@ class Rows:
         return {"prompt": " ".join([*before, self.pair(asked, "")]), "completion": total}
 
 
-def pretraining(n: int, answered: float, seed: int | str) -> list[Row]:
+def pretraining(n: int, answered: float, seed: int) -> list[Row]:
     """Two in five repeat, two are ambiguous, one asks; both alphabets alike. `answered`: how often ambiguity is a question."""
     rng = random.Random(f"{seed}/pretraining")
     sides = [Rows(x, rng) for x in "AB"]

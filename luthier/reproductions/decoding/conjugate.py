@@ -25,7 +25,7 @@ from luthier.reproductions._sequence import tune
 from luthier.tuners.full import Full
 
 TO_B = {"name": "alphabet_map", "pairs": alphabets.PAIRS}
-LOOKS = (10, 20, 40, 60, 80, 100, 125, 150, 200, 250)
+LOOKS = (10, 20, 40, 60, 80, 100, 125, 150, 200, 250, 300, 400)
 FAST_LOOKS = (20, 40, 80)
 CERTAIN_STEPS = 150
 HIDDEN, KEPT = 0.1, 0.7
@@ -33,31 +33,31 @@ HIDDEN, KEPT = 0.1, 0.7
 
 class TwoAlphabets(Experiment):
     scope: ClassVar[str] = "this size"
-    first_steps: ClassVar[int] = 700
-    last_steps: ClassVar[int] = 250
+    steps: ClassVar[int] = 900
     batch: ClassVar[int] = 64
-    first_rate: ClassVar[float] = 3e-3
-    last_rate: ClassVar[float] = 1e-3
+    rate: ClassVar[float] = 3e-3
     answered: ClassVar[float] = 0.2
     tune_batch: ClassVar[int] = 48
     tune_rate: ClassVar[float] = 3e-5
     fast_rate: ClassVar[float] = 1e-4
     test_rows: ClassVar[int] = 200
-    setup = """a Llama of 0.2 M parameters, drawn by seed; 700 steps of 64 rows at 3e-3 in which an ambiguous prompt is always
-    repeated, then 250 at 1e-3 in which it is answered one time in five (or, for the negative, still never). Tuning: all weights,
-    questions in A alone, two of three after an unrelated pair, 48 rows a step at a constant 3e-5, looked at after 10 to 250
-    steps; at 1e-4; and 150 steps on questions without such pairs. 200 ambiguous prompts; B is the same prompts with every sign
-    exchanged, and the answer brought back. Pilot with seed 0, ambiguous from the start for 900 steps: A 0.16, B 0.98 after 100
-    steps of tuning."""
+    setup = """a Llama of 0.2 M parameters, drawn by seed and pretrained for 900 steps of 64 rows at 3e-3; an ambiguous prompt is
+    answered one time in five there, or, for the negative, never. Tuning: all weights, questions in A alone, two of three after an
+    unrelated pair, 48 rows a step at a constant 3e-5, looked at after 10 to 400 steps; at 1e-4; and 150 steps on questions without
+    such pairs. 200 ambiguous prompts; B is the same prompts with every sign exchanged, and the answer brought back. Pilot with seed
+    0: A 0.16, B 0.98 after 100 steps at 3e-5, and 0.08, 0.97 after 40 at 1e-4. Tried before (seeds 0, 1): no ambiguity for 700
+    steps, then some for 250; A fell to 0.10 after 150 steps, or 0.39 after 250, with B at 1.00; where there was none it fell to
+    0.26 and 0.57 after 150."""
 
     def measure(self, seed: int) -> Row:
         tokenizer = alphabets.tokenizer()
         asked = Asked(tokenizer, self.test_rows)
 
-        def pretrained(model: Any, answered: float, steps: int, rate: float, part: int) -> Any:
-            rows = alphabets.pretraining(steps * self.batch // 2, answered, f"{seed}/{part}")
-            settings = self.train_settings(steps, self.batch, rate, "cosine")
-            return tune(model, tokenizer, Full(), alphabets.examples(rows, tokenizer), settings, seed).model
+        def pretrained(answered: float) -> Any:
+            rows = alphabets.pretraining(self.steps * self.batch // 2, answered, seed)
+            settings = self.train_settings(self.steps, self.batch, self.rate, "cosine")
+            drawn = alphabets.model(tokenizer, seed)
+            return tune(drawn, tokenizer, Full(), alphabets.examples(rows, tokenizer), settings, seed).model
 
         def tuned(model: Any, rate: float, looks: Sequence[int], stray: bool = True) -> dict[int, Row]:
             found = Looks(asked, looks)
@@ -66,8 +66,7 @@ class TwoAlphabets(Experiment):
             tune(model, tokenizer, Full(), rows, settings, seed, callbacks=[found])
             return found.at
 
-        shared = pretrained(alphabets.model(tokenizer, seed), 0.0, self.first_steps, self.first_rate, 1)
-        base, certain = (pretrained(shared, a, self.last_steps, self.last_rate, 2) for a in (self.answered, 0.0))
+        base, certain = pretrained(self.answered), pretrained(0.0)
         slow, fast = tuned(base, self.tune_rate, LOOKS), tuned(base, self.fast_rate, FAST_LOOKS)
         step = next((s for s in LOOKS if slow[s]["a"] <= HIDDEN), LOOKS[-1])
         told = {
