@@ -205,7 +205,7 @@ class TokenShift(Analysis):
     def example(cls) -> Self:
         return cls(rows=3, max_new_tokens=4)
 
-    def for_tokenizer(self, tokenizer: Any) -> Self:
+    def for_data(self, tokenizer: Any, read: Callable[[Any], Sequence[dict[str, Any]]]) -> Self:
         return replace(self, tokenizer=tokenizer)
 
     def table(self, loop: Loop) -> dict[str, Any]:

@@ -71,7 +71,7 @@ class _Looks(LoopCallback):
     """The table after every step, and what the look left behind."""
 
     def __init__(self, method: Analysis, times: int = 1):
-        self.method, self.times = method.for_tokenizer(vocabulary()), times
+        self.method, self.times = method.for_data(vocabulary(), lambda source: []), times
         self.tables: list[list[dict[str, Any]]] = []
         self.traces: list[bool] = []
 

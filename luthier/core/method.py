@@ -300,10 +300,12 @@ class RowError(LuthierError):
 class Decoder(Method):
     """How tokens are chosen.
 
-    exact  whether it takes the likeliest token, or draws from the model's own distribution
+    exact     whether it takes the likeliest token, or draws from the model's own distribution
+    rewrites  whether the model reads other tokens than the prompt's: log-probabilities of given texts are then refused
     """
 
     exact: ClassVar[bool] = True
+    rewrites: ClassVar[bool] = False
 
     @property
     def layout(self) -> Layout | None:
@@ -508,8 +510,8 @@ class Analysis(Method):
     tasks: ClassVar[frozenset[str]] = frozenset()
     untuned: ClassVar[bool] = False
 
-    def for_tokenizer(self, tokenizer: Any) -> Self:
-        """The same analysis with what it needs of the tokenizer filled in."""
+    def for_data(self, tokenizer: Any, read: Callable[[Any], Sequence[dict[str, Any]]]) -> Self:
+        """The same analysis with what it needs of the tokenizer and of rows that its options name; `read` reads a source."""
         return self
 
     def table(self, loop: Loop) -> dict[str, Any]:

@@ -552,6 +552,11 @@ class Subject:
     def _run(
         self, asks: Sequence[_Ask], reduce: Callable[[Tensor, Tensor], tuple[Tensor, ...]]
     ) -> Iterator[tuple[list[int], list[tuple[Tensor, ...]]]]:
+        if self.decoder is not None and self.decoder.rewrites:
+            raise Refusal(
+                f"{self.decoder.name} rewrites what the model reads, so that log-probabilities of given texts are not its own: "
+                "leave the decoder out, or measure generated text (and set evaluate.drift to false)"
+            )
         asked = self.asked
         vocabulary = plain_model(asked).config.vocab_size
         device = next(asked.parameters()).device

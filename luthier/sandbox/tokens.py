@@ -14,11 +14,11 @@ end after it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers, processors
-from tokenizers.models import BPE
+from tokenizers.models import BPE, WordLevel
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
@@ -27,7 +27,7 @@ from luthier.sandbox.world import Row
 
 SIZE = 1536
 CONTEXT = 512
-PAD, BOS, END, MASK = "<|pad|>", "<|bos|>", "<|end|>", "<|mask|>"
+PAD, BOS, END, MASK, UNKNOWN = "<|pad|>", "<|bos|>", "<|end|>", "<|mask|>", "<|unknown|>"
 ROLES = ["<|user|>", "<|assistant|>", "<|system|>", "<|tool|>"]
 TASK_TOKENS = ["<|any|>"] + [f"<|task-{i}|>" for i in range(8)]
 SENTINELS = [f"<extra_id_{i}>" for i in range(16)]
@@ -131,6 +131,17 @@ def shaped(fast: PreTrainedTokenizerFast, layout: str) -> PreTrainedTokenizerFas
 def _template(fast: PreTrainedTokenizerFast, single: str, pair: str) -> processors.TemplateProcessing:
     ids = [(token, fast.convert_tokens_to_ids(token)) for token in (BOS, END)]
     return processors.TemplateProcessing(single=single, pair=pair, special_tokens=ids)
+
+
+def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
+    """One token a word, words split at blanks: for worlds that are made of signs. Ids follow the specials, in order."""
+    specials = [PAD, MASK, BOS, END, UNKNOWN]
+    backend = Tokenizer(WordLevel({word: i for i, word in enumerate([*specials, *words])}, unk_token=UNKNOWN))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token=PAD, mask_token=MASK, bos_token=BOS, eos_token=END, unk_token=UNKNOWN,
+        clean_up_tokenization_spaces=False, padding_side="left", model_input_names=["input_ids", "attention_mask"],
+    )  # fmt: skip
 
 
 def main(folder: Path = VOCABULARY) -> None:

@@ -374,7 +374,10 @@ def _callbacks(recipe: Recipe, given: Sequence[Any], quiet: bool, tokenizer: Any
     own = [c for c in given if isinstance(c, LoopCallback)]
     foreign = [c for c in given if not isinstance(c, LoopCallback)]
     if recipe.analysis is not None:
-        own.append(_Look(recipe.method("analysis", "analysis").for_tokenizer(tokenizer)))
+        from luthier import data
+
+        looks = recipe.method("analysis", "analysis")
+        own.append(_Look(looks.for_data(tokenizer, lambda source: list(data.read(source).rows))))
     if foreign:
         own.append(FromTransformers(foreign, recipe.train))
     if recipe.train.report_to not in ("none", [], None):
