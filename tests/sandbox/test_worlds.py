@@ -62,8 +62,8 @@ def test_shares_sum_to_one_and_are_met() -> None:
 
 
 def test_worlds_are_found_by_file_name_and_unknown_names_are_one_line() -> None:
-    assert len(WORLDS) == 13
-    assert set(WORLDS) - set(sandbox.mixture()) == {"projects"}
+    assert len(WORLDS) == 14
+    assert set(WORLDS) - set(sandbox.mixture()) == {"errands", "projects"}
     with pytest.raises(ValueError, match=r"nearest: 'sequence'"):
         sandbox.world("sequense")
     with pytest.raises(ValueError, match=r"nearest: 'reverse'"):
