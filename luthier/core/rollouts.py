@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -31,6 +31,7 @@ from luthier.core.config import RolloutSettings
 from luthier.core.logprobs import Scorer
 from luthier.core.method import Decoder, Generation, LuthierError, OnlineObjective
 from luthier.core.subject import Subject, at_rest, cut_at, window_of
+from luthier.core.trunk import Trunk
 
 Reward = Callable[[Sequence[dict[str, Any]], Sequence[str]], Sequence[float]]
 """Rows of the data and one answer to each, as text, to one number each."""
@@ -43,6 +44,7 @@ class Rollouts:
     begun    first step of the round that has answers; -1: none has
     memory   what the objective carries on from round to round
     seen     number, sum and sum of squares of all rewards so far, by the value of the column that they are standardised by
+    trunk    what the tuned model and the copy that says `ref` have in common; None: nothing
     """
 
     def __init__(self, settings: RolloutSettings, decoder: Decoder, tokenizer: Any, reward: Reward):
@@ -51,6 +53,7 @@ class Rollouts:
         self.answered: dict[int, GroupExample] = {}
         self.memory: dict[str, float] = {}
         self.seen: dict[str, tuple[float, ...]] = {}
+        self.trunk: Trunk | None = None
         self.begun = -1
 
     def open(self, prompts: Sequence[Example], objective: OnlineObjective, model: nn.Module) -> list[Example]:
@@ -138,11 +141,12 @@ class Rollouts:
         self, examples: Sequence[GroupExample], batch: Batch, objective: OnlineObjective, scorer: Scorer
     ) -> list[GroupExample]:
         """The examples with what writer and reference say about their tokens."""
-        with at_rest(scorer.model):
-            columns = objective.recall(scorer, batch)
-        if objective.reference:
-            with scorer.untuned() as untuned:
-                columns = {**columns, "ref": untuned.token_logp(batch)}
+        with nullcontext() if self.trunk is None else self.trunk.once():
+            with at_rest(scorer.model):
+                columns = objective.recall(scorer, batch)
+            if objective.reference:
+                with scorer.untuned() as untuned:
+                    columns = {**columns, "ref": untuned.token_logp(batch)}
         sizes = [sum(map(len, e.answers)) for e in examples]
         parts = {name: column.float().cpu().split(sizes) for name, column in columns.items()}
         return [replace(e, extras={n: p[k] for n, p in parts.items()}) for k, e in enumerate(examples)]

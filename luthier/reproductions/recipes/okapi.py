@@ -64,9 +64,9 @@ class Languages(Experiment):
             },
             "tuner": {"name": "freeze", "lowest": self.lowest["policy"]},
             "objective": {"name": "ppo", "kappa": self.kappa, "target": 6.0, "horizon": 10000},
-            "rollouts": {"reward": {"model": "reward"}, "answers": 2, "max_new_tokens": 12, "stop": ["\n"], "passes": 4,
+            "rollouts": {"reward": {"model": "reward"}, "answers": 2, "max_new_tokens": 12, "stop": ["\n"], "passes": 2,
                          "missing_eos_penalty": 1.0},
-            "train": {**steady, "max_steps": 4 * self.rounds, "per_device_train_batch_size": 32, "learning_rate": self.rate,
+            "train": {**steady, "max_steps": 2 * self.rounds, "per_device_train_batch_size": 32, "learning_rate": self.rate,
                       "lr_scheduler_type": "constant"},
             "evaluate": {"drift": False}, "output_dir": str(place),
         }  # fmt: skip
