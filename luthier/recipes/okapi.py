@@ -20,7 +20,7 @@
     more        SFT continued from 3 until it was shown as many sequences as 6 trains on
     free        6 without the pull towards the reference, which is still measured
     classes     name -> its languages, for means
-    unseen      words in a row that no held-out row may share with the tasks
+    unseen      words in a row of instruction and input that no held-out row may share with a task
 Start:      `procedure: okapi` with an objective of the model's own answers; `rollouts.reward: {model: reward}` stands for the
             language's reward model, and a list may have others beside it. RUN itself is the policy of the first language.
 Cost:       a language: sft, reward, rlhf, and the baselines asked for; K answers to each prompt to be ranked.
@@ -188,9 +188,9 @@ class Okapi(Recipe):
 
     def row(self, language: str, task: Mapping[str, Any]) -> dict[str, Any]:
         """A task as the models see it."""
-        told = {**task, "input": task.get("input") or "", "output": task.get("output") or "", "language": language}
-        prompt, completion = self.prompt.format_map(told), self.completion.format_map(told)
-        return {**task, "lang": language, "prompt": prompt, "completion": completion}
+        told = {**task, "input": task.get("input") or "", "output": task.get("output") or "", "lang": language}
+        shown = {**told, "language": language}
+        return {**told, "prompt": self.prompt.format_map(shown), "completion": self.completion.format_map(shown)}
 
     def _by_class(self, found: Mapping[str, Figures]) -> Figures:
         """Means over the languages of each class, arm by arm."""
@@ -223,16 +223,17 @@ class _Language:
     def rows(self, part: str) -> Path:
         return self.place / "rows" / f"{part}.jsonl"
 
-    def data(self, tasks: Sequence[Task], resume: bool) -> Figures:
+    def data(self, given: Sequence[Task], resume: bool) -> Figures:
         """Translated tasks, split into what each stage learns from; counts of what was dropped."""
         counts = self.place / "rows" / "translation.json"
         if resume and counts.exists():
             return {"translation": json.loads(counts.read_text(encoding="utf-8"))}
         ask = self.services["translator"]
         at, dropped = 0, Counter[str]()
-        for part, size in self.told.sizes.items():
+        for part in SIZES:
+            size = self.told.sizes[part]
             good, why = translated(
-                tasks[at : at + size], lambda text: ask(text, self.told.source, self.name), self.told.ratio
+                given[at : at + size], lambda text: ask(text, self.told.source, self.name), self.told.ratio
             )
             at, dropped = at + size, dropped + why
             if len(good) < 2:
@@ -240,8 +241,9 @@ class _Language:
                     f"okapi: {self.name}: {len(good)} of {size} {part} tasks are translated ({dict(why)})"
                 )
             _write(self.rows(part), [self.told.row(self.name, task) for task in good])
-        asked = [row["prompt"] for part in self.told.sizes for row in _read(self.rows(part))]
-        if known := leaked(asked, [r["prompt"] for r in self.held_out()], self.told.unseen):
+        tasks = [row for part in SIZES for row in _read(self.rows(part))]
+        known = leaked([_said(row) for row in tasks], [_said(row) for row in self.held_out()], self.told.unseen)
+        if known:
             raise LuthierError(
                 f"okapi: {self.name}: {len(known)} rows of procedure.held_out are among the tasks: judge by others"
             )
@@ -419,6 +421,10 @@ def words(arms: Mapping[str, Figures]) -> str:
 def runs_tokens(folder: Path) -> int:
     """Tokens that passed through the model in training."""
     return int(json.loads((folder / "results.json").read_text(encoding="utf-8"))["cost"]["tokens"])
+
+
+def _said(row: Mapping[str, Any]) -> str:
+    return f"{row['instruction']} {row['input']}"
 
 
 def _named(told: Any) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def test_errands_are_the_same_in_all_languages() -> None:
         for one, other in zip(
             sandbox.rows("errands", n=20), sandbox.rows(f"errands/{language.name}", n=20), strict=True
         ):
-            if {"instruction"} and one["id"].rsplit("/", 1)[1] == other["id"].rsplit("/", 1)[1]:
+            if one["id"].rsplit("/", 1)[1] == other["id"].rsplit("/", 1)[1]:
                 for part in ("instruction", "input", "output"):
                     assert errands.spoken(language, errands.understood(PIVOT, one[part])) == other[part]
 
@@ -120,7 +120,7 @@ def test_tasks_are_translated_into_parts_of_which_no_held_out_row_is_one(tmp_pat
     assert len(set(prompts)) == len(prompts)
     assert all(p.startswith("Goko: ") for p in prompts)
     with pytest.raises(LuthierError, match=r"rows of procedure.held_out are among the tasks"):
-        language(tmp_path / "b", told(**{"procedure.unseen": 4})).data(tasks, False)
+        language(tmp_path / "b", told(**{"procedure.unseen": 3})).data(tasks, False)
 
 
 def test_stages_begin_where_the_card_says(tmp_path: Path) -> None:

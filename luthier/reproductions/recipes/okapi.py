@@ -29,7 +29,7 @@ PROCEDURE: dict[str, Any] = {
 class Languages(Experiment):
     scope: ClassVar[str] = "this size and these languages"
     seeds: ClassVar[int] = 3
-    sizes: ClassVar[dict[str, int]] = {"sft": 160, "ranking": 160, "rl": 160}
+    sizes: ClassVar[dict[str, int]] = {"sft": 160, "ranking": 320, "rl": 160}
     sft_steps: ClassVar[int] = 100
     sft_rate: ClassVar[float] = 2e-3
     reward_steps: ClassVar[int] = 120
