@@ -4,7 +4,8 @@
     s_k = reward(x, y_k)                  less `missing_eos_penalty` where y_k was cut off; with `standardise`, a column, less
                                           the mean and over the standard deviation of all rewards so far, this round's
                                           among them, of rows with the same value: rewards of different scales then mix
-    old, ref                              log pi_now and log pi_ref (N,) of their tokens
+    old, ref                              log pi_now and log pi_ref (N,) of their tokens; layers that stand still are held
+                                          and run once for both (`core/trunk.py`)
 
 A round is the prompts of `steps` optimiser steps, each visited `passes` times (`Plan.of_round`); it begins with new answers
 of the model as it is then. What an answer or a token was worth is the objective's to say (`credit`).

@@ -42,7 +42,7 @@ def _recipe(folder: str) -> dict[str, Any]:
                 "train": {"learning_rate": RATES["reward"], "max_steps": STEPS}, "tuner": {"name": "freeze", "lowest": STILL},
             },
         },
-        "data": {"train": "sandbox:errands?task=Lopi&n=12"}, "objective": "ppo",
+        "data": {"train": "sandbox:errands?task=Lopi&n=12"}, "objective": "ppo", "tuner": "full",
         "rollouts": {"reward": {"model": "reward"}, "answers": 1, "max_new_tokens": 4, "stop": ["\n"]},
         "train": {**plain, "learning_rate": 1e-5, "max_steps": 1},
         "evaluate": {"drift": False}, "output_dir": f"{folder}/run",
