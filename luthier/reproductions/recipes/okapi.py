@@ -44,8 +44,8 @@ class Languages(Experiment):
     setup = """nano-1m, of whose pretraining Kare, Goko, Mada and Pufe are a part each and Poni and Bede a tenth of that. 30 seed
     tasks in a seventh language, from them 640 by a template, three in ten of whose answers have a flaw (a word twice, words that
     nobody asked for), filtered at ROUGE-L 0.7, translated word by word with one text in twenty broken. Per language SFT on 160 of
-    them (100 steps of 16, 2e-3, cosine), four sampled answers to 320 others, ranked by a rule in the seventh language with a tenth of
-    neighbours swapped; a reward model with three of four layers unfrozen (120 steps of 8 lists, 1e-3); PPO with two layers
+    them (100 steps of 16, 2e-3, cosine), four sampled answers to 320 others, ranked by a rule in the seventh language with a tenth
+    of neighbours swapped; a reward model with three of four layers unfrozen (120 steps of 8 lists, 1e-3); PPO with two layers
     unfrozen, 25 rounds of 64 answers to 32 prompts, two passes each, AdamW at 5e-4, kappa 0.1 towards 6 nats. `more` is SFT shown
     as many sequences as PPO trains on, passes counted; `free` is PPO with kappa 1e-9. Judged are one sampled and the likeliest
     answer to each of 100 lists of words that no task has; divergence and distinct-2 are those of the last quarter of rounds."""
