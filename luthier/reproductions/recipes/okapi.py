@@ -48,7 +48,8 @@ class Languages(Experiment):
     of neighbours swapped; a reward model with three of four layers unfrozen (120 steps of 8 lists, 1e-3); PPO with two layers
     unfrozen, 25 rounds of 64 answers to 32 prompts, two passes each, AdamW at 5e-4, kappa 0.1 towards 6 nats. `more` is SFT shown
     as many sequences as PPO trains on, passes counted; `free` is PPO with kappa 1e-9. Judged are one sampled and the likeliest
-    answer to each of 100 lists of words that no task has; divergence and distinct-2 are those of the last quarter of rounds."""
+    answer to each of 100 lists of words that no task has; divergence and distinct-2 are those of the last quarter of rounds.
+    Pilot, seed 0, Goko and Poni alone: held-out pairs 0.682 and 0.543; rule, sampled, SFT 0.649 and 0.689, RLHF 0.637 and 0.603."""
 
     def measure(self, seed: int) -> Row:
         with tempfile.TemporaryDirectory(prefix="luthier-okapi-") as folder:
