@@ -216,7 +216,9 @@ def worlds(method: Objective) -> list[World]:
     if isinstance(method, OnlineObjective):  # what it makes of answers that were written and judged
         return [World("answered prompts", "llama", tuple(method.credit(answered(), {})))]
     if method.task == "classification" and (GroupExample, 2) in kinds:
-        return [World("pairs for one score", "llama-classifier", groups(6), (("num_labels", 1),))]
+        one = (("num_labels", 1),)
+        sizes = sorted(answers for kind, answers in kinds if kind is GroupExample)
+        return [World(f"groups of {k} for one score", "llama-classifier", groups(6, k), one) for k in sizes]
     if method.task == "classification":
         return [_headed(problem) for problem in method.problems]  # type: ignore[attr-defined]
     if method.task == "token_classification":

@@ -176,6 +176,9 @@ class RolloutSettings(_Section):
     steps: int = Field(1, ge=1, description="optimiser steps that the prompts of a round are split over")
     passes: int = Field(1, ge=1, description="over the answers of a round")
     missing_eos_penalty: float = Field(0.0, description="taken from the reward of an answer that was cut off")
+    standardise: str | None = Field(
+        None, description="a column: rewards less their running mean and over their running deviation, by its value"
+    )
 
 
 class EvaluateSettings(_Section):

@@ -63,6 +63,7 @@ from luthier.core.sources import cache_folder
 from luthier.core.subject import at_rest
 from luthier.core.teacher import Top
 from luthier.core.trainable import BlockGuard, Selection
+from luthier.core.trunk import share
 
 
 class Diverged(LuthierError):
@@ -481,7 +482,18 @@ class Loop:
         self.scorer = Scorer(self.wrapped, self.plain, beside=self.references.model)
         if resume is not None:
             self.load(resume)
+        self._share_trunk()
         self.kept = self._keep_layers(epoch)
+
+    def _share_trunk(self) -> None:
+        """What stands still for good is one for the tuned model and the copy that rollouts ask of the untuned one."""
+        copy, still = self.references.model, isinstance(self.tuner, PartialTuner) and not self.tuner.chooses
+        changes = getattr(self.tuner, "reselect", "never") == "epoch"
+        if self.rollouts is None or copy is None or self.objective.teacher is not None or not still or changes:
+            return
+        if not self.sharded:
+            batch = self._batch([0], 0).to(self.device)
+            self.rollouts.trunk = share(self.plain, copy, lambda: self.bare.token_logp(batch))
 
     def _drawn_in(self, step: int) -> int:
         """Epoch at whose beginning that was drawn or chosen which moves in the last of `step` steps."""

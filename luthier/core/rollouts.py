@@ -1,8 +1,11 @@
 """Rollouts: answers that the tuned model writes to the prompts of a round, judged, as examples to train on.
 
     y_k ~ pi_now(. | x),  k = 1..K        K answers to each prompt x, up to and with the first end token
-    s_k = reward(x, y_k)                  less `missing_eos_penalty` where y_k was cut off
-    old, ref                              log pi_now and log pi_ref (N,) of their tokens
+    s_k = reward(x, y_k)                  less `missing_eos_penalty` where y_k was cut off; with `standardise`, a column, less
+                                          the mean and over the standard deviation of all rewards so far, this round's
+                                          among them, of rows with the same value: rewards of different scales then mix
+    old, ref                              log pi_now and log pi_ref (N,) of their tokens; layers that stand still are held
+                                          and run once for both (`core/trunk.py`)
 
 A round is the prompts of `steps` optimiser steps, each visited `passes` times (`Plan.of_round`); it begins with new answers
 of the model as it is then. What an answer or a token was worth is the objective's to say (`credit`).
@@ -15,8 +18,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -28,6 +32,7 @@ from luthier.core.config import RolloutSettings
 from luthier.core.logprobs import Scorer
 from luthier.core.method import Decoder, Generation, LuthierError, OnlineObjective
 from luthier.core.subject import Subject, at_rest, cut_at, window_of
+from luthier.core.trunk import Trunk
 
 Reward = Callable[[Sequence[dict[str, Any]], Sequence[str]], Sequence[float]]
 """Rows of the data and one answer to each, as text, to one number each."""
@@ -39,6 +44,8 @@ class Rollouts:
     decoder  how tokens are drawn: from the model's own distribution, for the objective's ratios to be right
     begun    first step of the round that has answers; -1: none has
     memory   what the objective carries on from round to round
+    seen     number, sum and sum of squares of all rewards so far, by the value of the column that they are standardised by
+    trunk    what the tuned model and the copy that says `ref` have in common; None: nothing
     """
 
     def __init__(self, settings: RolloutSettings, decoder: Decoder, tokenizer: Any, reward: Reward):
@@ -46,6 +53,8 @@ class Rollouts:
         self.prompts: list[TextExample] = []
         self.answered: dict[int, GroupExample] = {}
         self.memory: dict[str, float] = {}
+        self.seen: dict[str, tuple[float, ...]] = {}
+        self.trunk: Trunk | None = None
         self.begun = -1
 
     def open(self, prompts: Sequence[Example], objective: OnlineObjective, model: nn.Module) -> list[Example]:
@@ -104,6 +113,10 @@ class Rollouts:
             what = f"{len(scores)} numbers for {len(texts)} answers" if odd is None else f"{odd} for an answer"
             raise LuthierError(f"rollouts.reward gave {what}: it must give one finite number for each")
         scores = [s if g.stopped else s - self.settings.missing_eos_penalty for s, g in zip(scores, said, strict=True)]
+        if (column := self.settings.standardise) is not None:
+            if missing := next((row for row in told if column not in row), None):
+                raise LuthierError(f"rollouts.standardise: no column '{column}' in a row, only {', '.join(missing)}")
+            scores = self._standardised(scores, [str(row[column]) for row in told])
         return [
             GroupExample(
                 self.prompts[i].row, self.prompts[i].ids, [g.ids for g in said[at : at + K]], scores[at : at + K]
@@ -111,26 +124,45 @@ class Rollouts:
             for i, at in zip(rows, range(0, len(said), K), strict=True)
         ]
 
+    def _standardised(self, scores: Sequence[float], kinds: Sequence[str]) -> list[float]:
+        """By kind; sums of this and earlier rounds are in `seen`."""
+        for kind in dict.fromkeys(kinds):
+            mine = [s for s, k in zip(scores, kinds, strict=True) if k == kind]
+            before = self.seen.get(kind, (0.0, 0.0, 0.0))
+            new = (float(len(mine)), math.fsum(mine), math.fsum(s * s for s in mine))
+            self.seen[kind] = tuple(a + b for a, b in zip(before, new, strict=True))
+        out = []
+        for s, kind in zip(scores, kinds, strict=True):
+            n, total, squares = self.seen[kind]
+            spread = math.sqrt(max(squares / n - (total / n) ** 2, 0.0))
+            out.append((s - total / n) / (spread + 1e-8))
+        return out
+
     def _recalled(
         self, examples: Sequence[GroupExample], batch: Batch, objective: OnlineObjective, scorer: Scorer
     ) -> list[GroupExample]:
         """The examples with what writer and reference say about their tokens."""
-        with at_rest(scorer.model):
-            columns = objective.recall(scorer, batch)
-        if objective.reference:
-            with scorer.untuned() as untuned:
-                columns = {**columns, "ref": untuned.token_logp(batch)}
+        with nullcontext() if self.trunk is None else self.trunk.once():
+            with at_rest(scorer.model):
+                columns = objective.recall(scorer, batch)
+            if objective.reference:
+                with scorer.untuned() as untuned:
+                    columns = {**columns, "ref": untuned.token_logp(batch)}
         sizes = [sum(map(len, e.answers)) for e in examples]
         parts = {name: column.float().cpu().split(sizes) for name, column in columns.items()}
         return [replace(e, extras={n: p[k] for n, p in parts.items()}) for k, e in enumerate(examples)]
 
     def _figures(self, answered: Sequence[GroupExample]) -> dict[str, float]:
-        """Under trl's names; `kl` is that of an answer, in nats."""
+        """Under trl's names; `kl` is that of an answer, in nats; `distinct_2` the share of different ones among all pairs of
+        neighbouring tokens."""
         scores = torch.tensor([s for e in answered for s in e.scores or []], dtype=torch.float64)
         tokens = sum(len(a) for e in answered for a in e.answers)
         found = {"reward": float(scores.mean()), "completions/mean_length": tokens / len(scores)}
         if len(scores) > 1:
             found["reward_std"] = float(scores.std())
+        two = [pair for e in answered for a in e.answers for pair in pairwise(a)]
+        if two:
+            found["completions/distinct_2"] = len(set(two)) / len(two)
         if "ref" in answered[0].extras:
             found["kl"] = sum(float((e.extras["old"] - e.extras["ref"]).double().sum()) for e in answered) / len(scores)
         return found
@@ -140,10 +172,10 @@ class Rollouts:
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
         told = {i: {"answers": e.answers, "scores": e.scores, "extras": e.extras} for i, e in self.answered.items()}
-        return {"begun": self.begun, "memory": self.memory, "answered": told}
+        return {"begun": self.begun, "memory": self.memory, "seen": self.seen, "answered": told}
 
     def load(self, state: dict[str, Any]) -> None:
-        self.begun, self.memory = state["begun"], state["memory"]
+        self.begun, self.memory, self.seen = state["begun"], state["memory"], state["seen"]
         self.answered = {
             i: GroupExample(self.prompts[i].row, self.prompts[i].ids, **told) for i, told in state["answered"].items()
         }

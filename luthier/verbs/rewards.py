@@ -61,11 +61,14 @@ def _nothing_left(told: Mapping[str, Any]) -> None:
 
 def _function(name: str, told: dict[str, Any]) -> Reward:
     _nothing_left(told)
+    return function_named(name, "rollouts.reward", ", or {world: ...}, {scorer: ...}, {model: ...}")
+
+
+def function_named(name: str, key: str, else_: str = "") -> Callable[..., Any]:
+    """The function that the recipe's `key` names as module:function. Raises ConfigError; `else_` are other ways to write it."""
     home, _, attribute = name.rpartition(":")
     if not home:
-        raise ConfigError(
-            f"rollouts.reward '{name}': write module:function, or {{world: ...}}, {{scorer: ...}}, {{model: ...}}"
-        )
+        raise ConfigError(f"{key} '{name}': write module:function{else_}")
     try:
         if home.endswith(".py"):
             spec = importlib.util.spec_from_file_location(Path(home).stem, home)
@@ -74,9 +77,9 @@ def _function(name: str, told: dict[str, Any]) -> Reward:
             spec.loader.exec_module(module)
         else:
             module = importlib.import_module(home)
-        found: Reward = getattr(module, attribute)
+        found: Callable[..., Any] = getattr(module, attribute)
     except (ImportError, FileNotFoundError, AttributeError) as error:
-        raise ConfigError(f"rollouts.reward '{name}' cannot be loaded: {error}") from error
+        raise ConfigError(f"{key} '{name}' cannot be loaded: {error}") from error
     return found
 
 

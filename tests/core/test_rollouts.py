@@ -139,6 +139,40 @@ def test_reference_is_the_policy_at_the_start(online: dict[str, Any], tuner: dic
     assert not [n for n in saved if "own_head" in n]
 
 
+@pytest.mark.parametrize("lowest", [0, 1, 2])
+def test_the_reference_begins_at_the_first_layer_that_moves(
+    online: dict[str, Any], monkeypatch: pytest.MonkeyPatch, lowest: int
+) -> None:
+    """What stands still is held once and run once, and the numbers are those of a whole copy to the last bit."""
+    online |= {"tuner": {"name": "freeze", "lowest": lowest}, "objective": {"name": "ppo", "kappa": 0.1}}
+    online["train"]["max_steps"] = 6
+    watch, ran = _Watch(), []
+    original = Rollouts._recalled
+
+    def recalled(self: Rollouts, examples: Any, batch: Any, objective: Any, scorer: Any) -> Any:
+        copy, handles = scorer.beside.plain, []
+        for i, layer in enumerate(copy.model.layers):
+            handles.append(layer.mlp.register_forward_hook(lambda *a, i=i: ran.append(i)))
+        try:
+            found = original(self, examples, batch, objective, scorer)
+        finally:
+            for handle in handles:
+                handle.remove()
+        with torch.no_grad():
+            whole = scorer.beside.token_logp(batch)
+        assert torch.equal(torch.cat([e.extras["ref"] for e in found]), whole)
+        shared = {
+            n for n, p in copy.named_parameters() if p.data_ptr() == dict(scorer.plain.named_parameters())[n].data_ptr()
+        }
+        assert shared == {n for n, p in scorer.plain.named_parameters() if not p.requires_grad}
+        return found
+
+    monkeypatch.setattr(Rollouts, "_recalled", recalled)
+    luthier.run(online, quiet=True, callbacks=[watch])
+    assert set(ran) == set(range(lowest, len(watch.loop.model.model.layers)))
+    assert len(watch.rounds) > 1
+
+
 def test_answers_do_not_depend_on_how_a_step_is_split(online: dict[str, Any], tmp_path: Path) -> None:
     found = []
     for size, pieces in ((4, 1), (1, 4)):
@@ -157,6 +191,7 @@ def test_resumed_in_the_middle_of_a_round_to_the_same_bits(
     online: dict[str, Any], tmp_path: Path, objective: dict[str, Any]
 ) -> None:
     online["objective"] = objective
+    online["rollouts"]["standardise"] = "world"
     whole, part = _Watch(), _Watch(stop=3)  # rounds of four steps
     one = luthier.run(online, quiet=True, callbacks=[whole], overrides={"output_dir": str(tmp_path / "whole")})
     with pytest.raises(Interrupted):
@@ -166,6 +201,29 @@ def test_resumed_in_the_middle_of_a_round_to_the_same_bits(
     assert a.keys() == b.keys()
     assert all(torch.equal(a[n], b[n]) for n in a)
     assert rounds(one.folder) == rounds(two.folder)
+
+
+def test_rewards_of_each_kind_are_standardised_by_all_so_far() -> None:
+    """Two kinds a hundred times apart end on one scale; later rounds count the earlier ones."""
+    rollouts = Rollouts(RolloutSettings(reward="a:b", standardise="lang"), None, None, None)  # type: ignore[arg-type]
+    rng = torch.Generator().manual_seed(0)
+    told = {"a": [], "b": []}
+    for _ in range(3):
+        drawn = torch.randn(8, generator=rng).tolist()
+        scores, kinds = [*drawn[:4], *(100 * x + 7 for x in drawn[4:])], ["a"] * 4 + ["b"] * 4
+        found = rollouts._standardised(scores, kinds)
+        for k in ("a", "b"):
+            told[k] += [s for s, kind in zip(scores, kinds, strict=True) if kind == k]
+            mine = torch.tensor([f for f, kind in zip(found, kinds, strict=True) if kind == k]).double()
+            all_of = torch.tensor(told[k]).double()
+            wanted = (all_of[-4:] - all_of.mean()) / all_of.std(correction=0)
+            assert torch.allclose(mine, wanted, atol=1e-5)
+
+
+def test_standardising_needs_its_column(online: dict[str, Any]) -> None:
+    online["rollouts"]["standardise"] = "lang"
+    with pytest.raises(LuthierError, match="no column 'lang'"):
+        luthier.run(online, quiet=True)
 
 
 # ------------------------------------------------------------------------------------- rewards and errors

@@ -52,6 +52,28 @@ def test_reward_does_not_change_with_a_constant_unless_it_is_centred() -> None:
         assert torch.isclose(before, after, atol=1e-4).item() is not moves
 
 
+def test_a_ranked_list_is_all_its_pairs_and_a_tie_is_none() -> None:
+    """The mean over the pairs of each prompt, prompts alike; what is not ordered has no gradient."""
+    told, model = objective("reward"), model_of("llama-classifier", num_labels=1)
+    four = groups(1, 4)[0]
+    assert len(four.answers) == 4
+    for scores, ordered in (([4.0, 3.0, 2.0, 1.0], 6), ([2.0, 2.0, 1.0, 1.0], 4), ([1.0, 1.0, 1.0, 1.0], 0)):
+        example = replace(four, scores=scores)
+        loss = told.compute(Scorer(model), collate_groups([example], PAD, share_prompt=False))
+        rows = [
+            replace(example, answers=[example.answers[i], example.answers[j]], scores=[1.0, 0.0])
+            for i in range(4)
+            for j in range(4)
+            if scores[i] > scores[j]
+        ]
+        assert len(rows) == ordered
+        if not ordered:
+            assert float(loss.sum) == 0
+            continue
+        alone = told.compute(Scorer(model), collate_groups(rows, PAD, share_prompt=False))
+        assert torch.isclose(loss.sum / loss.weight, alone.sum / alone.weight, atol=1e-6)
+
+
 @pytest.mark.parametrize("pad", [PAD, 3], ids=["own pad", "pad is the end token"])
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_reward_head_reads_the_last_real_token(side: str, pad: int) -> None:

@@ -65,8 +65,8 @@ def test_shares_sum_to_one_and_are_met() -> None:
 
 
 def test_worlds_are_found_by_file_name_and_unknown_names_are_one_line() -> None:
-    assert len(WORLDS) == 14
-    assert set(WORLDS) - set(sandbox.mixture()) == {"exam", "projects"}
+    assert len(WORLDS) == 15
+    assert set(WORLDS) - set(sandbox.mixture()) == {"errands", "exam", "projects"}
     with pytest.raises(ValueError, match=r"nearest: 'sequence'"):
         sandbox.world("sequense")
     with pytest.raises(ValueError, match=r"nearest: 'reverse'"):

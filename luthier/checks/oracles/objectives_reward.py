@@ -22,19 +22,25 @@ _NAME = __name__.rsplit("_", 1)[-1]
 def equation(objective: Any, examples: Sequence[Any], policy: Any, reference: Any, batch: Any) -> tuple[Tensor, float]:
     total = torch.zeros((), dtype=torch.float64)
     for e in examples:
-        won, lost = (policy.head([*e.prompt, *answer])[0] for answer in e.answers)
-        total = total + _pairs.softplus(lost - won)
+        r = [policy.head([*e.prompt, *answer])[0] for answer in e.answers]
+        of_prompt = [
+            _pairs.softplus(r[j] - r[i])
+            for i in range(len(r))
+            for j in range(len(r))
+            if e.scores[i] > e.scores[j]
+        ]  # fmt: skip
+        total = total + sum(of_prompt) / len(of_prompt) if of_prompt else total
     return total, float(len(examples))
 
 
 def start(examples: Sequence[Any], outputs: int) -> float:
-    return math.log(2)
+    return math.log(2) * sum(len(set(e.scores)) > 1 for e in examples) / len(examples)
 
 
 def oracle_trl() -> None:
     from trl import RewardConfig, RewardTrainer
 
-    margins = [0.5, 1.0, 0.0, 2.0, 0.25, 1.5]
+    margins = [0.5, 1.0, 0.125, 2.0, 0.25, 1.5]
     told = tuple(replace(e, scores=[m, 0.0]) for e, m in zip(groups(6), margins, strict=True))
     plain = catalog.load("objectives", _NAME)()
     for objective in (plain, replace(plain, margin="scores", center_rewards_coefficient=0.1)):
