@@ -313,6 +313,10 @@ class Decoder(Method):
         """Tokens that may follow what a row has said, stop tokens included; None: all. A function of `said` alone."""
         return None
 
+    def shaped(self, scores: Tensor, prompt: Sequence[int], said: Sequence[int], limits: Limits) -> Tensor:
+        """The scores (V,) that the next token is chosen by, from the model's own: rules of the decoder are in them."""
+        return scores
+
     def generate(self, model: nn.Module, ids: Sequence[Sequence[int]], limits: Limits) -> list[Generation]:
         """Prompts as ragged id lists to one generation each. Rows in a batch equal rows alone."""
         raise NotImplementedError

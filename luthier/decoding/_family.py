@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.core.batch import _grid, positions_from_mask
+from luthier.core.config import build
 from luthier.core.method import Decoder, Generation, Limits, Refusal
 from luthier.core.mixture import Mixture, in_nucleus
 from luthier.core.subject import TextLimits, adapter_config, at_rest, plain_model
@@ -441,3 +442,12 @@ class StepDecoder(Decoder):
     def generate(self, model: nn.Module, ids: Sequence[Sequence[int]], limits: Limits) -> list[Generation]:
         with at_rest(model):
             return decode(stream(model, limits.pad_id), ids, limits, self.rule)
+
+
+def chooser_of(choose: Any) -> Decoder:
+    """The decoder that an option names: by its name, a mapping with options, or itself. Raises ConfigError."""
+    if isinstance(choose, Decoder):
+        return choose
+    told = {"name": choose} if isinstance(choose, str) else dict(choose)
+    found: Decoder = build("decoding", told, "decoding.choose")
+    return found

@@ -22,7 +22,7 @@ from luthier.core.config import build
 from luthier.core.method import Decoder, Generation, Limits, LuthierError, Refusal
 from luthier.core.mixture import FLOOR, Member, Mixture, Other, Wrap, shared_tokens
 from luthier.core.subject import at_rest
-from luthier.decoding._family import StepDecoder, certain, nucleus_probability, stream
+from luthier.decoding._family import StepDecoder, certain, chooser_of, nucleus_probability, stream
 from luthier.decoding._speculation import speculate
 
 __all__ = ["certain", "nucleus_probability", "speculate", "stream"]
@@ -134,11 +134,7 @@ class MixingDecoder(CompanyDecoder):
 
     @property
     def chooser(self) -> Decoder:
-        if isinstance(self.choose, Decoder):
-            return self.choose
-        told = {"name": self.choose} if isinstance(self.choose, str) else dict(self.choose)
-        found: Decoder = build("decoding", told, "decoding.choose")
-        return found
+        return chooser_of(self.choose)
 
     def for_tokenizer(self, tokenizer: Any) -> Self:
         prompts: dict[str, Any] = {
