@@ -306,7 +306,7 @@ class Decoder(Method):
         return model
 
     def alone(self) -> Decoder:
-        """The same choice of tokens without the other models: what a decoder that has some is compared with."""
+        """The same choice of tokens without other models and rules: what a decoder that has some is compared with."""
         return self
 
     def allowed(self, said: Sequence[int], limits: Limits) -> list[int] | None:

@@ -80,6 +80,9 @@ class Rules(Decoder):
             raise LuthierError(f"rules: '{found.name}' does not choose token by token: choose by greedy or nucleus")
         return found
 
+    def alone(self) -> Decoder:
+        return self.chooser
+
     def for_tokenizer(self, tokenizer: Any) -> Self:
         ends = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
         ids = self.ids if not self.changes else self._by_id(tokenizer)

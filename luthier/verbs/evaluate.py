@@ -28,7 +28,7 @@ def evaluate(
     tasks     names or files of tasks, dicts as in a recipe, or (with `harness`) names of lm-evaluation-harness
     ceiling   a model tuned directly: `gap_closed` is then how far `model` comes on the way from `base` to it
     decoding  section of a recipe, or a decoder. Other models that it asks belong to `model`: `base` and `ceiling` are
-              asked by the same choice of tokens without them
+              asked by the same choice of tokens without them, and without rules
     """
     loaded = model if isinstance(model, Loaded) else load(model)
     if harness:

@@ -13,6 +13,7 @@ from luthier.core.method import Limits, LuthierError
 from luthier.core.subject import Subject
 from luthier.decoding.rules import CHANGES, Rules, spelled, token_of, user_mark
 from luthier.sandbox import tokenizer as sandbox_tokenizer
+from luthier.verbs.evaluate import evaluate
 from luthier.verbs.generate import generate
 from luthier.verbs.load import load
 
@@ -175,3 +176,16 @@ def test_asked_by_name() -> None:
     ids = [loaded.tokenizer(s, add_special_tokens=False)["input_ids"] for s in said]
     assert all(len(i) <= 2 for i in ids)
     assert said != generate(loaded, prompts, max_new_tokens=12)
+
+
+def test_evaluated_against_the_base_without_rules() -> None:
+    task = {
+        "name": "stops",
+        "scorer": "stopping",
+        "data": "sandbox:instructions?task=messages&split=test&n=6",
+        "max_new_tokens": 8,
+    }
+    rules = {"name": "rules", "changes": {}, "strength": 60.0, "length": 1, "diversity": 0.0}
+    found = evaluate("nano-1m", [task], base="nano-1m", decoding=rules)
+    assert found["tuned"]["stops"]["stopped"]["value"] == 1.0
+    assert found["base"]["stops"] == evaluate("nano-1m", [task])["stops"]
