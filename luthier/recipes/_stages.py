@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,3 +38,16 @@ def forget_checkpoints(folders: Iterable[Path]) -> None:
 def stage(recipe: Recipe, **changes: Any) -> Recipe:
     """The recipe of one stage: the whole one without its procedure."""
     return Recipe.model_validate({**recipe.model_dump(exclude_unset=True), "procedure": None, **changes})
+
+
+def held_out_rows(recipe: Recipe) -> Sequence[dict[str, Any]]:
+    """The rows that the recipe holds out, as they are read."""
+    from luthier import data
+
+    told = recipe.data
+    assert told.train is not None
+    given: dict[str, Any] = {"columns": told.columns, "template": told.template, "seed": recipe.seed}
+    if told.eval is not None:
+        return data.read(told.eval, **given).rows
+    table = data.read(told.train, limit=told.limit, **given)
+    return data.split(table, told.val_size, seed=recipe.seed, stratify=told.stratify, group=told.group)[1].rows
