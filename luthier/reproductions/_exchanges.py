@@ -2,7 +2,7 @@
 
 A document is nine exchanges "mark mark task symbol symbol symbol mark mark answer", its two pairs of marks drawn anew for each
 document, so that any pair is understood; the pair of the chat template never occurs. One document in ten is a single exchange
-with an end token, one in seven is filler text with a pattern. Six tasks on three symbols out of ten.
+with an end token instead. 0.15 of all documents are filler text with a pattern. Six tasks on three symbols out of ten.
 """
 
 from __future__ import annotations
