@@ -722,7 +722,7 @@ def _view(folder: Path, found: Mapping[str, Any], problem: str) -> dict[str, Any
         "pilots": _pilots(found),
         "sweep": _sweep(found),
         "untuned": _untuned(found),
-        "style": _style(found),
+        "leaks": _style(found),
         "curves": _curves(folder, order, cells),
         "grid": _grid(folder, order, cells, target),
         "measure": _measure_name(target),
