@@ -55,6 +55,9 @@ class Puppet:
         self._only("causal_lm")
         return [self._text(self._item(p)) for p in prompts]
 
+    def said(self, prompts: Sequence[Any], *limits: Any, **more: Any) -> list[tuple[str, bool]]:
+        return [(text, True) for text in self.generate(prompts)]
+
     def candidates(self, prompts: Sequence[Any], *limits: Any, **more: Any) -> list[list[str]]:
         return [[text] for text in self.generate(prompts)]
 

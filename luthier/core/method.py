@@ -325,12 +325,16 @@ class Decoder(Method):
         return model
 
     def alone(self) -> Decoder:
-        """The same choice of tokens without the other models: what a decoder that has some is compared with."""
+        """The same choice of tokens without other models and rules: what a decoder that has some is compared with."""
         return self
 
     def allowed(self, said: Sequence[int], limits: Limits) -> list[int] | None:
         """Tokens that may follow what a row has said, stop tokens included; None: all. A function of `said` alone."""
         return None
+
+    def shaped(self, scores: Tensor, prompt: Sequence[int], said: Sequence[int], limits: Limits) -> Tensor:
+        """The scores (V,) that the next token is chosen by, from the model's own: rules of the decoder are in them."""
+        return scores
 
     def generate(self, model: nn.Module, ids: Sequence[Sequence[int]], limits: Limits) -> list[Generation]:
         """Prompts as ragged id lists to one generation each. Rows in a batch equal rows alone."""

@@ -275,8 +275,15 @@ class Subject:
         self, prompts: Sequence[Prompt], max_new_tokens: int = 64, stop: Sequence[str] = (), seed: int | None = None
     ) -> list[str]:
         """Texts that follow the prompts, without special tokens, cut before the first stop string."""
+        return [text for text, _ in self.said(prompts, max_new_tokens, stop, seed)]
+
+    def said(
+        self, prompts: Sequence[Prompt], max_new_tokens: int = 64, stop: Sequence[str] = (), seed: int | None = None
+    ) -> list[tuple[str, bool]]:
+        """The same, each with whether it ended by itself: by an end token or a stop string, and not for want of room."""
         ids = [self._room(p, max_new_tokens) for p in self.prompt_ids(prompts)]
-        return self._texts(self.generations(ids, max_new_tokens, stop, seed), stop)
+        found = self.generations(ids, max_new_tokens, stop, seed)
+        return list(zip(self._texts(found, stop), (g.stopped for g in found), strict=True))
 
     def generations(
         self, ids: Sequence[list[int]], max_new_tokens: int = 64, stop: Sequence[str] = (), seed: int | None = None,

@@ -137,7 +137,7 @@ class Conversational(RowType):
     """Rows that may be messages.
 
     system               system message of conversations that have none
-    chat_template_path   template in place of the tokenizer's: a file, a model folder, "chatml" or "plain"
+    chat_template_path   template in place of the tokenizer's: a file, a model folder, "chatml", "plain" or "tags"
     apply_chat_template  auto: messages are rendered, plain texts are joined as they are; true: plain texts are rendered
                          as messages too; false: nothing is rendered
     """

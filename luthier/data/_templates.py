@@ -36,6 +36,12 @@ BUILT_IN = {
         "{% else %}{{ ' ' + m['content'] + '\n' }}{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
     ),
+    "tags": (
+        "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' }}{% if m['role'] == 'assistant' %}"
+        "{% generation %}{{ m['content'] + (eos_token or '') }}{% endgeneration %}"
+        "{% else %}{{ m['content'] }}{% endif %}{{ '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+    ),
 }
 _PROBE = "luthierprobe"
 _FIX = (
@@ -109,6 +115,18 @@ class ChatTemplate:
     def render(self, messages: Sequence[Message], tools: Any = None, prompt: bool = False) -> str:
         """The text of a conversation; `prompt` adds the header of an assistant's turn."""
         return self._render(messages, tools, prompt)[0]
+
+    def emptied(self, messages: Sequence[Message], role: str, tools: Any = None) -> list[Message]:
+        """The messages with nothing said in the turns of `role`. Raises LuthierError where these turns would not stay."""
+
+        def saying(text: str) -> list[Message]:
+            return [{**m, "content": text} if m["role"] == role else m for m in messages]
+
+        if self.render(saying(""), tools) != self.render(saying(_PROBE), tools).replace(_PROBE, ""):
+            raise LuthierError(
+                f"the chat template does not write an empty {role} turn as a turn: use another one (chat_template_path)"
+            )
+        return saying("")
 
     def spans(self, messages: Sequence[Message], wanted: Wanted, tools: Any = None) -> Rendered:
         """The text of a conversation with the characters to train."""

@@ -9,6 +9,8 @@
     assistant_only_loss   messages: only turns of `roles_to_train` are trained
     train_on_inputs       everything is trained but the begin token; overrides the two above
     train_on_eos          end tokens that are trained: of trained turns, of all turns, of the last trained turn, none
+    responses_only        response tuning (arXiv:2409.14254): what users say is left out and their turns stay, empty. The very
+                          same tokens are trained, so that answers are learned without what they answer
 
 Messages go through the chat template. A prompt and a completion that are plain texts are joined as they are and the
 end token is added, as in trl and as prompts are read in evaluation; apply_chat_template: true makes them a user's and
@@ -22,14 +24,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from luthier.core.batch import TextExample
-from luthier.core.method import RowError
+from luthier.core.method import LuthierError, RowError
 from luthier.data._family import Conversational, Rendered, TextRows, Wanted, as_messages, needed, tidy, tidy_tools
 
 
 @dataclass(frozen=True)
 class Chat(TextRows, Conversational):
     paper: ClassVar[str] = ""
-    cards: ClassVar[tuple[int, ...]] = (33,)
+    cards: ClassVar[tuple[int, ...]] = (31, 33)
     detected: ClassVar[bool] = True
     example_kind: ClassVar[type] = TextExample
     columns: ClassVar[tuple[tuple[str, ...], ...]] = (("messages", "prompt"), ("messages", "completion"))
@@ -39,6 +41,7 @@ class Chat(TextRows, Conversational):
     train_on_inputs: bool = False
     roles_to_train: tuple[str, ...] = ("assistant",)
     train_on_eos: Literal["turn", "all", "last", "none"] = "turn"
+    responses_only: bool = False
 
     def texts(self, row: dict[str, Any], tokenizer: Any) -> list[Rendered]:
         if row.get("messages") is not None:
@@ -48,6 +51,10 @@ class Chat(TextRows, Conversational):
             prompt, completion = needed(row, "prompt"), needed(row, "completion")
             everything = not self.completion_only_loss
             if isinstance(prompt, str) and isinstance(completion, str) and self.joins(tokenizer):
+                if self.responses_only:
+                    raise LuthierError(
+                        "responses_only: a prompt that is plain text is no user's turn: say apply_chat_template: true"
+                    )
                 return [self._joined(prompt, completion, everything)]
             asked = as_messages(prompt, "prompt", "user")
             messages = asked + as_messages(completion, "completion", "assistant")
@@ -61,7 +68,10 @@ class Chat(TextRows, Conversational):
             raise RowError(f"no message to train on (roles_to_train: {', '.join(self.roles_to_train)})")
         opened = self.opened(messages)
         wanted = Wanted((*[False] * (len(opened) - len(messages)), *turns), self.train_on_eos, everything)
-        return [self.conversation(tokenizer).spans(opened, wanted, tidy_tools(row.get("tools")))]
+        template, tools = self.conversation(tokenizer), tidy_tools(row.get("tools"))
+        if self.responses_only:
+            opened = template.emptied(opened, "user", tools)
+        return [template.spans(opened, wanted, tools)]
 
     def _joined(self, prompt: str, completion: str, everything: bool) -> Rendered:
         start = 0 if everything or self.train_on_inputs else len(prompt)

@@ -247,13 +247,19 @@ class _Once:
 
     def __init__(self, subject: Subject):
         self.subject = subject
-        self.said: dict[str, list[str]] = {}
+        self.kept: dict[str, list[Any]] = {}
 
     def generate(self, *asked: Any, **more: Any) -> list[str]:
-        key = json.dumps([asked, more], default=list)
-        if key not in self.said:
-            self.said[key] = self.subject.generate(*asked, **more)
-        return list(self.said[key])
+        return self._once("generate", asked, more)
+
+    def said(self, *asked: Any, **more: Any) -> list[tuple[str, bool]]:
+        return self._once("said", asked, more)
+
+    def _once(self, how: str, asked: Any, more: Any) -> list[Any]:
+        key = json.dumps([how, asked, more], default=list)
+        if key not in self.kept:
+            self.kept[key] = getattr(self.subject, how)(*asked, **more)
+        return list(self.kept[key])
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.subject, name)

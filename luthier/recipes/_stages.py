@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,3 +64,16 @@ def best_kept(recipe: Recipe, train: TrainSettings, looks: int) -> dict[str, Any
         steps = {"eval_strategy": "steps", "eval_steps": max(1, -(-train.max_steps // looks))}
         keys |= {**(steps if train.max_steps > 0 else {"eval_strategy": "epoch"}), "load_best_model_at_end": True}
     return keys
+
+
+def held_out_rows(recipe: Recipe) -> Sequence[dict[str, Any]]:
+    """The rows that the recipe holds out, as they are read."""
+    from luthier import data
+
+    told = recipe.data
+    assert told.train is not None
+    given: dict[str, Any] = {"columns": told.columns, "template": told.template, "seed": recipe.seed}
+    if told.eval is not None:
+        return data.read(told.eval, **given).rows
+    table = data.read(told.train, limit=told.limit, **given)
+    return data.split(table, told.val_size, seed=recipe.seed, stratify=told.stratify, group=told.group)[1].rows

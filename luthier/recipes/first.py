@@ -40,7 +40,7 @@ from luthier.core.method import Recipe
 from luthier.core.teacher import TeacherStore
 from luthier.evaluation.calibration import Calibration
 from luthier.objectives.first import FIRST as Objective
-from luthier.recipes._stages import finished, resumed
+from luthier.recipes._stages import finished, held_out_rows, resumed
 from luthier.verbs.load import Loaded, load
 from luthier.verbs.run import Prepared, measured_tasks, run, teacher_of
 
@@ -210,19 +210,6 @@ def stage(recipe: RunRecipe, **changes: Any) -> RunRecipe:
 
 def named(recipe: RunRecipe, part: str) -> str:
     return f"{recipe.name or 'first'}: {part}"
-
-
-def held_out_rows(recipe: RunRecipe) -> Sequence[dict[str, Any]]:
-    """The rows that the recipe holds out, as they are read."""
-    from luthier import data
-
-    told = recipe.data
-    assert told.train is not None
-    given: dict[str, Any] = {"columns": told.columns, "template": told.template, "seed": recipe.seed}
-    if told.eval is not None:
-        return data.read(told.eval, **given).rows
-    table = data.read(told.train, limit=told.limit, **given)
-    return data.split(table, told.val_size, seed=recipe.seed, stratify=told.stratify, group=told.group)[1].rows
 
 
 @contextmanager

@@ -280,6 +280,62 @@ def _pilots(found: Mapping[str, Any]) -> dict[str, Any]:
     return {"rates": rates, "rows": lines}
 
 
+def _sweep(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What every setting of a sweep scored: a panel for each arm and metric, a line for each rate over the steps."""
+    told = mapping(found.get("sweep"))
+    lines = [mapping(line) for line in rows(told.get("rows"))]
+    panels, settings = [], []
+    for arm in unique([str(line.get("arm")) for line in lines]):
+        mine = [line for line in lines if str(line.get("arm")) == arm]
+        chosen = next((line for line in mine if line.get("chosen")), mine[0])
+        about = f"{words.exact(chosen.get('epochs'))} epochs at {words.exact(chosen.get('rate'))}"
+        settings.append({"arm": arm, "text": f"{about}, {words.count(chosen.get('steps'))} steps"})
+        for metric in mapping(chosen.get("values")):
+            curves = [
+                charts.Line(
+                    f"rate {words.exact(rate)}",
+                    [(x, y) for line in mine if line.get("rate") == rate and (x := real(line.get("steps"))) is not None
+                     and (y := real(mapping(line.get("values")).get(metric))) is not None],
+                    "held" if rate == chosen.get("rate") else "ghost",
+                )
+                for rate in dict.fromkeys(line.get("rate") for line in mine)
+            ]  # fmt: skip
+            name = words.metric_words(metric)
+            value = words.number(real(mapping(chosen.get("values")).get(metric)) or 0.0)
+            svg = charts.line_chart(curves, label=f"{arm}: {name} over steps", x_name="steps")
+            panels.append({"name": f"{arm}: {name}", "text": value, "svg": svg})
+    return {"task": str(told.get("task") or ""), "panels": [p for p in panels if p["svg"]], "settings": settings}
+
+
+def _untuned(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Arms of which nothing was trained: every metric of every task."""
+    arms = [mapping(arm) for arm in rows(found.get("untuned"))]
+    if not arms:
+        return {"columns": [], "rows": []}
+    tasks, measured = mapping(arms[0].get("tasks")), mapping(arms[0].get("measured"))
+    columns = [(task, metric) for task in tasks for metric in mapping(measured.get(task))]
+    heads = [
+        {"title": str(mapping(tasks[task]).get("title") or task), "about": words.metric_words(metric)}
+        for task, metric in columns
+    ]
+    lines = []
+    for arm in arms:
+        values = [real(mapping(mapping(mapping(arm.get("measured")).get(t)).get(m)).get("value")) for t, m in columns]
+        lines.append({"arm": str(arm.get("arm")), "cells": ["" if v is None else words.number(v) for v in values]})
+    return {"columns": heads, "rows": lines}
+
+
+def _style(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row for each narrow domain and arm: how near its answers are to the domain's where questions are near, and where far."""
+    out = []
+    for domain, arms in mapping(found.get("style")).items():
+        for arm, told in mapping(arms).items():
+            values = [real(mapping(told).get(key)) for key in ("follows", "near", "far")]
+            cells = [words.NOT_MEASURED if v is None else words.number(v) for v in values]
+            out.append({"domain": str(domain), "arm": str(arm), "cells": cells})
+    return out
+
+
 def _rate(text: str) -> float:
     """The number that a rate's name is; names that are none come last."""
     try:
@@ -664,6 +720,9 @@ def _view(folder: Path, found: Mapping[str, Any], problem: str) -> dict[str, Any
         "audit": words.first_up(str(mapping(found.get("audit")).get("text") or "")),
         "details": _details(order, cells),
         "pilots": _pilots(found),
+        "sweep": _sweep(found),
+        "untuned": _untuned(found),
+        "leaks": _style(found),
         "curves": _curves(folder, order, cells),
         "grid": _grid(folder, order, cells, target),
         "measure": _measure_name(target),

@@ -29,7 +29,7 @@ def evaluate(
     tasks     names or files of tasks, dicts as in a recipe, or (with `harness`) names of lm-evaluation-harness
     ceiling   a model tuned directly: `gap_closed` is then how far `model` comes on the way from `base` to it
     decoding  section of a recipe, or a decoder. Other models that it asks belong to `model`: `base` and `ceiling` are
-              asked by the same choice of tokens without them
+              asked by the same choice of tokens without them, and without rules
     control   of a `model` with several controls that is loaded by name: the one that acts, or the weight of each
     """
     loaded = model if isinstance(model, Loaded) else load(model, control=control)
