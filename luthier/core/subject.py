@@ -254,12 +254,15 @@ class Subject:
         self, prompts: Sequence[Prompt], max_new_tokens: int = 64, stop: Sequence[str] = (), seed: int | None = None
     ) -> list[str]:
         """Texts that follow the prompts, without special tokens, cut before the first stop string."""
+        said = self.written(prompts, max_new_tokens, stop, seed)
+        return [cut_at(self.tokenizer.decode(g.ids, skip_special_tokens=True), stop) for g in said]
+
+    def written(
+        self, prompts: Sequence[Prompt], max_new_tokens: int = 64, stop: Sequence[str] = (), seed: int | None = None
+    ) -> list[Generation]:
+        """The same as token ids, and whether each came to an end."""
         ids = [self._room(self.encode(p), max_new_tokens) for p in prompts]
-        texts = [
-            self.tokenizer.decode(g.ids, skip_special_tokens=True)
-            for g in self.generations(ids, max_new_tokens, stop, seed)
-        ]
-        return [cut_at(text, stop) for text in texts]
+        return self.generations(ids, max_new_tokens, stop, seed)
 
     def generations(
         self, ids: Sequence[list[int]], max_new_tokens: int = 64, stop: Sequence[str] = (), seed: int | None = None,
