@@ -32,7 +32,6 @@ from luthier.core.runs import hash_tensors
 from luthier.core.sources import cache_folder
 from luthier.core.teacher import TeacherStore, Top
 
-
 BLOCK = 256
 """Examples whose reference is one file."""
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from luthier.core import catalog
 from luthier.core.config import Recipe
 from luthier.core.runs import RunFolder
 
@@ -38,3 +39,8 @@ def forget_checkpoints(folders: Iterable[Path]) -> None:
 def stage(recipe: Recipe, **changes: Any) -> Recipe:
     """The recipe of one stage: the whole one without its procedure."""
     return Recipe.model_validate({**recipe.model_dump(exclude_unset=True), "procedure": None, **changes})
+
+
+def small_artefact(tuner: str) -> dict[str, bool]:
+    """Keys by which a cell stores what moved and not the whole model."""
+    return {"train.save_delta": True} if catalog.load("tuners", tuner).artefact == "model" else {}

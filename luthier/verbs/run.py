@@ -285,7 +285,12 @@ def _held_out(recipe: Recipe, rows: Any, loaded: Loaded) -> tuple[Any, Any]:
         return rows, None
     assert told.train is not None  # `rows` came from it
     table = data.read(
-        told.train, columns=told.columns, template=told.template, limit=told.limit, seed=recipe.seed, shuffle=told.shuffle
+        told.train,
+        columns=told.columns,
+        template=told.template,
+        limit=told.limit,
+        seed=recipe.seed,
+        shuffle=told.shuffle,
     )
     kept, held = data.split(table, told.val_size, seed=recipe.seed, stratify=told.stratify, group=told.group)
     given: dict[str, Any] = {
