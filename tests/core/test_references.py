@@ -62,9 +62,7 @@ def test_sets_that_begin_alike_share_their_blocks(tmp_path: Path, monkeypatch: p
     torch.testing.assert_close(torch.cat(found[(2, 4), 4])[:4], torch.cat(found[(2, 4), 2]), rtol=0, atol=0)
 
 
-def test_unpaired_rows_of_the_same_pairs_have_the_same_reference(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_kto_shares_the_reference_of_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """KTO asks for a pair's two answers as DPO does: one file serves both; what it asks beside are mismatched answers."""
     monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path))
     full, settings, found = catalog.load("tuners", "full")(), TrainSettings(), []

@@ -140,7 +140,7 @@ def test_items_are_paired_and_ranks_tie() -> None:
     d, low, high = difference(lines[0], lines[1], "g")
     assert d == pytest.approx(0.3) and low == pytest.approx(0.3) and high == pytest.approx(0.3)
     found = Table(lines, {}, ["g"])
-    assert found.ranks()[0]["ranks"] == {"a": 1, "b": 2, "c": 1}
+    assert found.ranks()[0]["ranks"] == {"a": 1, "b": 3, "c": 1}, "two are better than b"
     verdicts = {(x["a"], x["b"]): x["verdict"] for x in found.differences()}
     assert verdicts["a", "b"] == "better" and verdicts["a", "c"] == "no difference"
     assert found.findings() == ["base, g: no difference between the best, a, c"]
