@@ -65,6 +65,7 @@ class DataSettings(_Section):
     type: str | None = Field(None, description="row type; detected from the columns when left out")
     columns: dict[str, str | int] | None = Field(None, description="wanted column: column in the file, or its number")
     template: str | dict[str, str] | None = Field(None, description="Jinja text, or one for each wanted column")
+    shuffle: int | None = Field(None, description="seed of a new order of the rows, before limit")
     limit: int | None = None
     val_size: float | int = 0
     stratify: str | None = None

@@ -1,8 +1,10 @@
 """The untuned model as a reference, or another one as a teacher: what it says, computed once and kept on disk, or the model.
 
-    ref[a] = log pi_ref(answer a | its prompt)              by the hash of model and data
+    ref[a] = log pi_ref(answer a | its prompt)              by the hash of the model and of a block of examples
     top[n] = its k likeliest tokens at scored position n    likewise (core/teacher.py)
 
+A block is `BLOCK` examples that follow one another: data sets that begin alike share what was asked about their beginning,
+as nested subsets do, whatever is trained on them. A number depends on its block alone, never on what is stored already.
 Where these numbers are all that an objective needs, no second model is in memory. One that needs whole distributions asks
 the model itself at every step: the tuned one with its adapter off, or a frozen copy where that cannot be.
 """
@@ -29,6 +31,9 @@ from luthier.core.method import LuthierError, Objective, Tuner
 from luthier.core.runs import hash_tensors
 from luthier.core.sources import cache_folder
 from luthier.core.teacher import TeacherStore, Top
+
+BLOCK = 256
+"""Examples whose reference is one file."""
 
 
 @dataclass
@@ -121,28 +126,35 @@ def reference_logp(
     model: nn.Module, examples: Sequence[GroupExample], pad: int, settings: TrainSettings
 ) -> tuple[list[Tensor], bool]:
     """Log-probabilities of each example's answers under `model` (untuned), and whether they were in the store."""
-    key = hashlib.sha256(f"{hash_tensors(model.state_dict().items())}/{data_hash(examples)}".encode()).hexdigest()
-    file = cache_folder() / "references" / f"{key}.safetensors"
-    if file.exists():
-        flat = load_file(file)["logp"]
-        return list(flat.split([len(e.answers) for e in examples])), True
+    folder, out, reused = cache_folder() / "references", list[Tensor](), True
+    weights = hash_tensors(model.state_dict().items())
+    for start in range(0, len(examples), BLOCK):
+        block = examples[start : start + BLOCK]
+        file = folder / f"{hashlib.sha256(f'{weights}/{data_hash(block)}'.encode()).hexdigest()}.safetensors"
+        if not file.exists():
+            _keep(file, torch.cat(_asked(model, block, pad, settings)))
+            reused = False
+        out += load_file(file)["logp"].split([len(e.answers) for e in block])
+    return out, reused
+
+
+def _asked(model: nn.Module, block: Sequence[GroupExample], pad: int, settings: TrainSettings) -> list[Tensor]:
     from luthier.core.loop import collator  # which itself knows what References are
 
     scorer, training = Scorer(model), model.training
-    collate = collator(model, pad, examples, settings)  # the layout of training: a prompt is shared where that pays
+    collate = collator(model, pad, block, settings)  # the layout of training: a prompt is shared where that pays
     model.eval()
     size = settings.per_device_eval_batch_size
-    order = sorted(range(len(examples)), key=lambda i: len(examples[i]))
-    out: list[Tensor] = [torch.empty(0)] * len(examples)
+    order = sorted(range(len(block)), key=lambda i: len(block[i]))
+    out: list[Tensor] = [torch.empty(0)] * len(block)
     for start in range(0, len(order), size):
         rows = order[start : start + size]
-        batch = collate([examples[i] for i in rows]).to(scorer.device)
+        batch = collate([block[i] for i in rows]).to(scorer.device)
         logp = scorer.answer_logp(batch).float().cpu()
-        for i, part in zip(rows, logp.split([len(examples[i].answers) for i in rows]), strict=True):
+        for i, part in zip(rows, logp.split([len(block[i].answers) for i in rows]), strict=True):
             out[i] = part
     model.train(training)
-    _keep(file, torch.cat(out))
-    return out, False
+    return out
 
 
 def _keep(file: Path, logp: Tensor) -> None:

@@ -5,6 +5,7 @@
     <run>/metrics.jsonl     one line per logged step
     <run>/checkpoint-<n>/   state after optimiser step n
     <run>/results.json      base, tuned, paired, cost;  samples.jsonl;  report.html
+    <run>/base.json, tuned.json     statistics of every item, before and after
     <run>/model, adapter or delta   the tuned model
 
 Every file is written under a temporary name, flushed to disk and renamed; folders likewise. A full disk or a kill in

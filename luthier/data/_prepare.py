@@ -105,6 +105,7 @@ def prepare(
     options: Mapping[str, Any] | None = None,
     split: str | None = None,
     limit: int | None = None,
+    shuffle: int | None = None,
     seed: int = 0,
     strict: bool = False,
     cache_dir: str | os.PathLike[str] | None = None,
@@ -116,7 +117,8 @@ def prepare(
     """
     began = time.perf_counter()
     table = source if isinstance(source, RowTable) else read(
-        source, split=split, columns=columns, template=template, limit=limit, seed=seed, strict=strict
+        source, split=split, columns=columns, template=template, limit=limit, seed=seed, strict=strict,
+        shuffle=shuffle,
     )  # fmt: skip
     if not table.rows:
         raise LuthierError(f"data: no row to use in {', '.join(table.sources)}{_first(table.rejected)}")

@@ -113,11 +113,13 @@ def read(
     limit: int | None = None,
     seed: int = 0,
     strict: bool = False,
+    shuffle: int | None = None,
 ) -> RowTable:
     """Rows of one source or of several, legacy formats converted.
 
     columns   new name -> the source's name (dotted for nested fields; a number for csv without a header line)
     template  Jinja text that makes `text`, or column -> Jinja text
+    shuffle   seed of a new order of all rows; its first rows are a random subset, and those of any limits are nested
     limit     the first `limit` rows only
     strict    stop at the first row that cannot be used
     """
@@ -132,6 +134,9 @@ def read(
     if strict and table.rejected:
         first = table.rejected[0]
         raise LuthierError(f"{first.origin}: {first.reason} (strict: true stops here; strict: false reports and skips)")
+    if shuffle is not None:
+        order = random.Random(shuffle).sample(range(len(table)), len(table))
+        table = replace(table, rows=[table.rows[i] for i in order], origins=[table.origins[i] for i in order])
     if limit is not None and limit < len(table):
         table = replace(table, rows=table.rows[:limit], origins=table.origins[:limit])
     return table

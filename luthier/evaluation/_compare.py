@@ -160,8 +160,10 @@ class Measured:
             for i, p, o, r in zip(a.ids, a.prompts, a.outputs, a.references, strict=True)
         ]
 
-    def save(self, path: str | Path) -> None:
-        """Everything but the tasks' definitions, which the recipe holds: json, and tensors beside it."""
+    def save(self, path: str | Path, memory: bool = True) -> None:
+        """Everything but the tasks' definitions, which the recipe holds: json, and tensors beside it.
+
+        Without `memory` (what a base is remembered by) others can be paired with it, but no distance taken from it."""
         import torch
         from safetensors.torch import save_file
 
@@ -172,7 +174,7 @@ class Measured:
             told["answers"][name] = asdict(
                 Answers(**{**vars(a), "keep": None, "stats": {k: v.tolist() for k, v in a.stats.items()}})
             )
-            for i, remembered in enumerate(a.keep or ()):
+            for i, remembered in enumerate((a.keep or ()) if memory else ()):
                 kept |= {f"{name}/{i}/{k}": v.contiguous() for k, v in remembered._asdict().items() if v is not None}
         path.write_text(json.dumps(told, ensure_ascii=False), encoding="utf-8")
         if kept:

@@ -7,6 +7,7 @@
     reward_accuracy  share of pairs with gain_i > gain_j,  gain = logp - logp of the base: the reward that preference
                      tuning teaches; the base's own is 0.5
     reward_margin    mean of gain_i - gain_j, in nats; beta times it is trl's margin
+    logp_best, logp_worst   mean log-probability of an item's best and worst answer: both may fall while the margin grows
 
 Rows: prompt with chosen and rejected; or completions with scores or ranks; or choices with the right one as label. All
 pairs of an item that are ordered count, and items count alike.
@@ -44,9 +45,11 @@ class Preferences(Scorer):
     cards: ClassVar[tuple[int, ...]] = (14, 39, 68)
     metrics: ClassVar[dict[str, bool]] = {
         "accuracy": True, "accuracy_norm": True, "misalignment": False, "margin": True, "reward_accuracy": True,
-        "reward_margin": True,
+        "reward_margin": True, "logp_best": True, "logp_worst": False,
     }  # fmt: skip
-    units: ClassVar[dict[str, str]] = {"margin": "nats", "reward_margin": "nats"}
+    units: ClassVar[dict[str, str]] = {
+        "margin": "nats", "reward_margin": "nats", "logp_best": "nats", "logp_worst": "nats",
+    }  # fmt: skip
     sample: ClassVar[str] = "accuracy"
     delimiter: str = ""
 
@@ -82,6 +85,8 @@ def _judge(logp: np.ndarray, mean: np.ndarray, scores: np.ndarray, base: np.ndar
         "margin": float((logp[i] - logp[j]).mean()),
         "reward_accuracy": 0.5 if gain is None else float((gain[i] > gain[j]).mean()),
         "reward_margin": 0.0 if gain is None else float((gain[i] - gain[j]).mean()),
+        "logp_best": float(logp[scores.argmax()]),
+        "logp_worst": float(logp[scores.argmin()]),
     }
 
 

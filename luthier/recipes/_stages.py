@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from luthier.core import catalog
 from luthier.core.config import ModelSettings, Recipe, TrainSettings
 from luthier.core.runs import RunFolder, write_folder
 
@@ -77,3 +78,8 @@ def held_out_rows(recipe: Recipe) -> Sequence[dict[str, Any]]:
         return data.read(told.eval, **given).rows
     table = data.read(told.train, limit=told.limit, **given)
     return data.split(table, told.val_size, seed=recipe.seed, stratify=told.stratify, group=told.group)[1].rows
+
+
+def small_artefact(tuner: str) -> dict[str, bool]:
+    """Keys by which a cell stores what moved and not the whole model."""
+    return {"train.save_delta": True} if catalog.load("tuners", tuner).artefact == "model" else {}

@@ -29,6 +29,7 @@ from typing import Any, ClassVar
 from luthier.core import catalog, config
 from luthier.core.config import Recipe as RunRecipe
 from luthier.core.method import Recipe
+from luthier.recipes._stages import small_artefact
 
 REVIEW = ("houlsby", "prompt_tuning", "prefix", "ia3", "bitfit", "child_tuning", "lora", "adalora", "mam", "propetl")
 FURTHER = ("parallel", "compacter", "iaa", "dept", "ept", "dora", "ln_tuning", "apet", "hft", "green")
@@ -79,6 +80,5 @@ class PeftBenchmark(Recipe):
     def settings(self, method: str, recipe: RunRecipe) -> dict[str, Any]:
         """What a method changes in the recipe; what the recipe says of it comes last."""
         rates = {"compare.pilot.rates": [PROMPT_RATE * r for r in self.rates]} if method in PROMPTS else {}
-        tuner = catalog.load("tuners", method) if method in {e.name for e in catalog.entries("tuners")} else None
-        small = {"train.save_delta": True} if tuner is not None and tuner.artefact == "model" else {}
+        small = small_artefact(method) if method in {e.name for e in catalog.entries("tuners")} else {}
         return {**rates, **small, **VARIANTS.get(method, {}), **recipe.compare.methods.get(method, {})}

@@ -44,16 +44,16 @@ from luthier.core import catalog, config, runs
 from luthier.core.bm25 import have_bm25
 from luthier.core.config import Recipe as RunRecipe
 from luthier.core.loop import Interrupted
-from luthier.core.method import LuthierError, Recipe
+from luthier.core.method import Recipe
 from luthier.core.quantise import KINDS
 from luthier.core.shots import Choose, WithExamples, by_meaning, by_words, drawn
 from luthier.evaluation._compare import task
 from luthier.recipes import _code_table as table
 from luthier.recipes._code_sets import VALIDATION, read_sets
 from luthier.recipes._projects import Project, folder_name
-from luthier.recipes._stages import forget_checkpoints, rounded_copy
+from luthier.recipes._stages import forget_checkpoints, rounded_copy, small_artefact
 from luthier.recipes._summary import Cell
-from luthier.verbs.compare import Comparison
+from luthier.verbs.compare import Comparison, must_be_new
 
 METHODS: dict[str, dict[str, Any]] = {
     "full": {"train.learning_rate": 5e-5},
@@ -114,10 +114,7 @@ class PeftCode(Recipe):
     def run(self, folder: str, *, recipe: RunRecipe, say: Callable[[str], None], **given: Any) -> Any:
         """A `Study` in `folder`. Raises ConfigError for sets, models and methods that do not fit, before anything runs."""
         place = Path(folder)
-        if (place / "compare.json").exists() and not given.get("resume"):
-            raise LuthierError(
-                f"{place}: a comparison is here already: --resume keeps its cells, or choose another output_dir"
-            )
+        must_be_new(place, bool(given.get("resume")))
         models = self.models or {recipe.model.model_name_or_path: self.methods}
         self.check(models, recipe)
         sets = read_sets(self.sets, recipe, self.intent)
@@ -297,10 +294,9 @@ class _Work:
         methods = {}
         for name, (model, method) in self.named(comparison).items():
             said = self.recipe.compare.methods
-            small = {"train.save_delta": True} if catalog.load("tuners", method).artefact == "model" else {}
             methods[name] = {
-                "model.model_name_or_path": self.paths[model], "tuner": {"name": method}, **small, **own.get(method, {}),
-                **said.get(method, {}), **(said.get(name, {}) if name != method else {}),
+                "model.model_name_or_path": self.paths[model], "tuner": {"name": method}, **small_artefact(method),
+                **own.get(method, {}), **said.get(method, {}), **(said.get(name, {}) if name != method else {}),
             }  # fmt: skip
         changes: dict[str, Any] = {
             "name": comparison, "procedure": None, "output_dir": None, "data.columns": None, "data.template": None,

@@ -163,7 +163,8 @@ def answered(model: Any, rows: list[dict[str, Any]], decoder: Decoder | None = N
 
 def tables(strength: float, length: int, change: float, diversity: float) -> dict[str, Rules]:
     """The pull towards the end, with marks discouraged, with all rules; and marks discouraged without the pull."""
-    end, marks = {"strength": strength, "length": length}, dict.fromkeys(MARKS, change)
+    end: dict[str, Any] = {"strength": strength, "length": length}
+    marks = dict.fromkeys(MARKS, change)
     return {
         "end": Rules(**end, changes={}, diversity=0.0), "end_changes": Rules(**end, changes=marks, diversity=0.0),
         "all_rules": Rules(**end, changes=marks, diversity=diversity), "changes": Rules(strength=0.0, changes=marks, diversity=0.0),

@@ -138,10 +138,7 @@ def compare(
         )
     changes = {m: changes_of(m, told) for m in methods}
     folder = Path(output_dir or told.output_dir or f"runs/{told.name or 'compare'}")
-    if (folder / "compare.json").exists() and not resume:
-        raise LuthierError(
-            f"{folder}: a comparison is here already: --resume keeps its cells, or choose another output_dir"
-        )
+    must_be_new(folder, resume)
     folder.mkdir(parents=True, exist_ok=True)
     ordered = list(range(told.seed, told.seed + (seeds or told.compare.seeds)))
     work = _Work(told, folder, changes, resume, quiet, callbacks)
@@ -173,6 +170,14 @@ def compare(
     if not done:
         raise LuthierError(f"{folder}: every cell failed, the first with {out['cells'][0]['error']}")
     return found
+
+
+def must_be_new(folder: Path, resume: bool) -> None:
+    """Raises LuthierError where a comparison is in `folder` that is not to be gone on with."""
+    if (folder / "compare.json").exists() and not resume:
+        raise LuthierError(
+            f"{folder}: a comparison is here already: --resume keeps its cells, or choose another output_dir"
+        )
 
 
 def changes_of(name: str, told: Recipe) -> dict[str, Any]:

@@ -248,6 +248,7 @@ def _rows(recipe: Recipe, tokenizer: Any, loaded: Loaded | None, source: Any = N
         template=told.template,
         options={} if like is not None else options,
         limit=told.limit if like is None else None,
+        shuffle=told.shuffle if like is None else None,
         keep=told.keep,
         seed=recipe.seed,
         cache_dir=told.cache_dir,
@@ -286,7 +287,14 @@ def _held_out(recipe: Recipe, rows: Any, loaded: Loaded) -> tuple[Any, Any]:
     if not told.val_size:
         return rows, None
     assert told.train is not None  # `rows` came from it
-    table = data.read(told.train, columns=told.columns, template=told.template, limit=told.limit, seed=recipe.seed)
+    table = data.read(
+        told.train,
+        columns=told.columns,
+        template=told.template,
+        limit=told.limit,
+        seed=recipe.seed,
+        shuffle=told.shuffle,
+    )
     kept, held = data.split(table, told.val_size, seed=recipe.seed, stratify=told.stratify, group=told.group)
     given: dict[str, Any] = {
         "tokenizer": loaded.tokenizer, "type": rows.source, "keep": told.keep, "seed": recipe.seed,
@@ -566,6 +574,7 @@ def _after(
         say("measuring the tuned model")
         after = ready.measure(tuned, before)
         results = pair(before, after)
+        after.save(folder.path / "tuned.json", memory=False)
         if (asked := ready.recipe.evaluate.audit) is not None:
             from luthier.evaluation._audit import summary
 

@@ -10,6 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from luthier.core import catalog
+from luthier.core import references as references_module
 from luthier.core.batch import GroupExample
 from luthier.core.config import TrainSettings
 from luthier.core.loop import Loop
@@ -42,6 +43,35 @@ def test_shared_prompts_change_nothing(tmp_path: Path, monkeypatch: pytest.Monke
         torch.testing.assert_close(torch.cat(again), torch.cat(found[share]), rtol=0, atol=0)
     assert [len(p) for p in found[True]] == [2, 2, 2]
     torch.testing.assert_close(torch.cat(found[True]), torch.cat(found[False]))
+
+
+def test_sets_that_begin_alike_share_their_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nested subsets are asked about once, and a number does not depend on which of them came first."""
+    monkeypatch.setattr("luthier.core.references.BLOCK", 2)
+    asked: list[int] = []
+    own = references_module._asked
+    monkeypatch.setattr(references_module, "_asked", lambda m, block, *a: asked.append(len(block)) or own(m, block, *a))
+    more, found = [*EXAMPLES, *EXAMPLES[:1]], {}
+    for order in ((2, 4), (4, 2)):
+        monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / str(order)))
+        for n in order:
+            found[order, n], _ = reference_logp(_model(), more[:n], 0, TrainSettings())
+    assert asked == [2, 2, 2, 2], "the block in common was asked about once in either order"
+    for n in (2, 4):
+        torch.testing.assert_close(torch.cat(found[(2, 4), n]), torch.cat(found[(4, 2), n]), rtol=0, atol=0)
+    torch.testing.assert_close(torch.cat(found[(2, 4), 4])[:4], torch.cat(found[(2, 4), 2]), rtol=0, atol=0)
+
+
+def test_kto_shares_the_reference_of_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """KTO asks for a pair's two answers as DPO does: one file serves both; what it asks beside are mismatched answers."""
+    monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path))
+    full, settings, found = catalog.load("tuners", "full")(), TrainSettings(), []
+    for name in ("dpo", "kto", "ipo"):
+        found.append(references(_model(), full, catalog.load("objectives", name)(), EXAMPLES, 0, settings))
+    dpo, kto, ipo = found
+    torch.testing.assert_close(torch.cat(list(dpo.answers)), torch.cat(list(kto.answers)), rtol=0, atol=0)
+    assert (dpo.reused, ipo.reused) == (False, True) and dpo.companions is None and kto.companions is not None
+    assert len(list((tmp_path / "references").iterdir())) == 2, "one of the pairs, one of the mismatched answers"
 
 
 def test_held_out_pairs_have_references_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

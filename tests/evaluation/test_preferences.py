@@ -52,6 +52,11 @@ def test_ranked_answers_count_each_ordered_pair(order: dict) -> None:
     assert found["accuracy_norm"] == pytest.approx(4 / 5)  # and by means it beats the best one
 
 
+def test_both_sides_of_a_margin_are_told() -> None:
+    found = stats({"completions": ["so-so", "bad", "good"], "scores": [1, 0, 2]})
+    assert (found["logp_best"], found["logp_worst"]) == (-2.0, -3.0)
+
+
 def test_rows_that_order_nothing_are_refused() -> None:
     for row, message in (
         ({"completions": ["good", "bad"], "scores": [1, 1]}, "orders no two answers"),

@@ -70,9 +70,11 @@ class StylePairs(Experiment):
         subject = Subject(model, tokenizer, decoder=Nucleus(top_p=1.0), seed=seed)
         return subject.generate([r["prompt"] for r in rows], max_new_tokens=24, stop=["\n"])
 
-    def tuned(self, base: Any, tokenizer: Any, objective: Objective, pairs: Sequence[GroupExample], seed: int) -> Any:
+    def tuned(
+        self, base: Any, tokenizer: Any, objective: Objective, pairs: Sequence[GroupExample], seed: int, batch: int = 0
+    ) -> Any:
         settings = TrainSettings(
-            max_steps=self.steps, per_device_train_batch_size=self.batch, learning_rate=self.learning_rate
+            max_steps=self.steps, per_device_train_batch_size=batch or self.batch, learning_rate=self.learning_rate
         )
         return tune(base, tokenizer, Full(), pairs, settings, seed, objective=objective).model
 
