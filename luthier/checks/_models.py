@@ -31,10 +31,11 @@ from luthier.core.batch import (
     collate_labelled,
     collate_packed,
     collate_source_target,
+    collate_tagged,
     collate_text,
 )
 from luthier.core.logprobs import Scorer
-from luthier.core.method import Loss, Objective
+from luthier.core.method import HEADED, Loss, Objective
 
 VOCABULARY, WIDTH, LAYERS, HEADS, WINDOW, CLASSES = 96, 32, 2, 4, 64, 3
 PAD, MASK, FIRST_WORD = 0, 1, 5
@@ -292,6 +293,9 @@ class Likelihood(Objective):
         if self.task == "classification":
             assert batch.label is not None
             return Loss(F.cross_entropy(scorer.class_logits(batch), batch.label, reduction="sum"), self.weight(batch))
+        if self.task == "token_classification":
+            assert batch.target is not None
+            return Loss(F.cross_entropy(scorer.tag_logits(batch), batch.target, reduction="sum"), self.weight(batch))
         return Loss(-scorer.token_logp(batch).sum(), self.weight(batch))
 
 
@@ -321,7 +325,9 @@ class World:
 
     @property
     def examples(self) -> tuple[Any, ...]:
-        return {"classification": labelled, "seq2seq_lm": sources_targets}.get(self.task, texts)()
+        return {"classification": labelled, "token_classification": tagged, "seq2seq_lm": sources_targets}.get(
+            self.task, texts
+        )()
 
     @property
     def lessons(self) -> list[Any]:
@@ -329,7 +335,7 @@ class World:
         first = list(self.examples[:4])
         if self.task == "seq2seq_lm":
             return [replace(e, target=e.target[:1]) for e in first]
-        if self.task == "classification":
+        if self.task in HEADED:
             return first
         return [replace(e, counts=[t == len(e) - 1 for t in range(len(e))]) for e in first]
 
@@ -342,6 +348,8 @@ class World:
         rows = list(self.examples if examples is None else examples)
         if self.task == "classification":
             return collate_labelled(rows, PAD, side)
+        if self.task == "token_classification":
+            return collate_tagged(rows, PAD, side)
         if self.task == "seq2seq_lm":
             return collate_source_target(rows, PAD, PAD, side)
         batch = collate_text(rows, PAD, side)

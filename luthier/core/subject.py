@@ -281,15 +281,9 @@ class Subject:
         self, prompts: Sequence[Prompt], max_new_tokens: int = 64, stop: Sequence[str] = (), seed: int | None = None
     ) -> list[tuple[str, bool]]:
         """The same, each with whether it ended by itself: by an end token or a stop string, and not for want of room."""
-        found = self.written(prompts, max_new_tokens, stop, seed)
-        return list(zip(self._texts(found, stop), (g.stopped for g in found), strict=True))
-
-    def written(
-        self, prompts: Sequence[Prompt], max_new_tokens: int = 64, stop: Sequence[str] = (), seed: int | None = None
-    ) -> list[Generation]:
-        """The same as token ids."""
         ids = [self._room(p, max_new_tokens) for p in self.prompt_ids(prompts)]
-        return self.generations(ids, max_new_tokens, stop, seed)
+        found = self.generations(ids, max_new_tokens, stop, seed)
+        return list(zip(self._texts(found, stop), (g.stopped for g in found), strict=True))
 
     def generations(
         self, ids: Sequence[list[int]], max_new_tokens: int = 64, stop: Sequence[str] = (), seed: int | None = None,

@@ -330,7 +330,7 @@ def pair(
 def _about(one: Task, main: str, a: Answers, b: Answers) -> dict[str, Any]:
     notes = [one.note] if one.note else []
     notes += [f"{floor}: {value:.2f}" for floor, value in b.floors.items()]
-    if all(np.array_equal(a.stats[k], b.stats[k]) for k in b.stats):
+    if all(np.array_equal(a.stats[k], b.stats[k]) for k in b.stats if k in a.stats):
         notes.append("base and tuned gave the same answers to every item")
     about = {"title": one.title or one.name.replace("_", " "), "group": one.group, "metric": main}
     return {**about, "note": "; ".join(notes)} if notes else about

@@ -3,6 +3,7 @@
     exact    the whole answer is the reference, and it ended by itself
     stopped  it ended by itself, whatever it says
     prefix   it begins with the reference, whatever follows
+    length   its characters, what was cut off included
 
 A model that knows the answers and never stops has prefix without exact; one that learned to stop and not to listen has
 stopped without prefix. Blanks at both ends do not count; several references: any.
@@ -25,9 +26,10 @@ from luthier.evaluation._family import Answers, Item, Scorer, need
 @dataclass(frozen=True)
 class Stopping(Scorer):
     paper: ClassVar[str] = "arXiv:2409.14254"
-    cards: ClassVar[tuple[int, ...]] = (31,)
-    metrics: ClassVar[dict[str, bool]] = {"exact": True, "stopped": True, "prefix": True}
-    proportions: ClassVar[frozenset[str]] = frozenset(metrics)
+    cards: ClassVar[tuple[int, ...]] = (14, 31)
+    metrics: ClassVar[dict[str, bool]] = {"exact": True, "stopped": True, "prefix": True, "length": False}
+    proportions: ClassVar[frozenset[str]] = frozenset({"exact", "stopped", "prefix"})
+    units: ClassVar[dict[str, str]] = {"length": "characters"}
     sample: ClassVar[str] = "exact"
     max_new_tokens: int = 64
     stop: tuple[str, ...] = ()
@@ -45,4 +47,5 @@ def _judge(said: str, ended: bool, item: Item) -> dict[str, float]:
     right = [gold.strip() for gold in item.accepted]
     return {
         "exact": float(ended and said in right), "stopped": float(ended), "prefix": float(any(map(said.startswith, right))),
+        "length": float(len(said)),
     }  # fmt: skip

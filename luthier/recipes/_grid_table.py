@@ -26,8 +26,8 @@ from luthier.evaluation._statistics import counts, value
 
 Groups = Mapping[str, Sequence[Task]]
 FIGURES = {
-    "logp_chosen": ("held_out", "logp_best"), "logp_rejected": ("held_out", "logp_worst"), "ended": ("endings", "ended"),
-    "tokens": ("endings", "tokens"),
+    "logp_chosen": ("held_out", "logp_best"), "logp_rejected": ("held_out", "logp_worst"), "ended": ("stopping", "stopped"),
+    "length": ("stopping", "length"),
 }  # fmt: skip
 """What is told of every cell: name -> task and metric."""
 
@@ -217,19 +217,19 @@ def as_csv(found: Table) -> str:
 def as_text(found: Table) -> str:
     """For a terminal."""
     ranks = {(r["start"], r["size"], r["group"]): r["ranks"] for r in found.ranks()}
-    body = [["start", "method", "pairs", *found.groups, "ended", "tokens"]]
+    body = [["start", "method", "pairs", *found.groups, "ended", "length"]]
     for start in found.zero:
         base = found.zero[start]
         if base:
             body.append([start, "(start)", "0", *(f"{base[g]:.3f}" for g in found.groups), f"{base['ended']:.2f}",
-                         f"{base['tokens']:.1f}"])  # fmt: skip
+                         f"{base['length']:.1f}"])  # fmt: skip
         for x in (x for x in found.lines if x.start == start):
             if x.why:
                 body.append([start, x.method, str(x.size), x.why, *[""] * (len(found.groups) + 1)])
                 continue
             cells = [f"{x.scores[g].value:.3f} #{ranks[x.start, x.size, g][x.method]}" for g in found.groups]
             body.append(
-                [start, x.method, str(x.size), *cells, f"{x.figures['ended']:.2f}", f"{x.figures['tokens']:.1f}"]
+                [start, x.method, str(x.size), *cells, f"{x.figures['ended']:.2f}", f"{x.figures['length']:.1f}"]
             )
     widths = [max(len(row[i]) for row in body) for i in range(len(body[0]))]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in body)

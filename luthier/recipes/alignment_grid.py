@@ -51,7 +51,7 @@ from luthier.recipes._stages import finished, resumed, small_artefact, stage
 from luthier.verbs.compare import Comparison, must_be_new
 
 Changes = dict[str, Any]
-HELD_OUT, ENDINGS = "held_out", "endings"
+HELD_OUT, ENDINGS = "held_out", "stopping"
 """Tasks that every cell has beside those of the groups."""
 OWN = ("model", "data", "train", "tuner", "objective")
 """What a start may say."""
@@ -321,7 +321,7 @@ class AlignmentGrid(Recipe):
     def tasks(self, recipe: RunRecipe, place: Path) -> list[Any]:
         """What every cell is asked: the groups, the recipe's own, held-out pairs, and how answers end."""
         ends = {
-            "name": ENDINGS, "title": "answers that end", "scorer": "endings", "data": str(place / f"{HELD_OUT}.jsonl"),
+            "name": ENDINGS, "title": "answers that end", "scorer": "stopping", "data": str(place / f"{HELD_OUT}.jsonl"),
             "max_new_tokens": self.max_new_tokens, "stop": list(self.stop), "group": "retention",
         }  # fmt: skip
         return [*itertools.chain(*self.groups.values()), *recipe.evaluate.tasks, self.held_out(place), ends]

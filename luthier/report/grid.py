@@ -24,7 +24,7 @@ FIGURES = (
     ("logp_chosen", "Chosen", "log-probability, nats"),
     ("logp_rejected", "Rejected", "log-probability, nats"),
     ("ended", "Ended", "answers that end"),
-    ("tokens", "Length", "tokens an answer"),
+    ("length", "Length", "characters an answer"),
     ("steps", "Steps", "of the optimiser"),
     ("epochs", "Epochs", "over the pairs"),
 )

@@ -255,7 +255,7 @@ def test_a_chat_keeps_its_turns_without_a_template(
 ) -> None:
     model, tok, lines = llama(window=512), copy.deepcopy(tokenizer()), iter(["the cat", "x", ""])
     tok.chat_template = None
-    monkeypatch.setattr("luthier.verbs.generate.load", lambda name: Loaded(model, tok, "causal_lm", "tiny", ""))
+    monkeypatch.setattr("luthier.verbs.generate.load", lambda name, **more: Loaded(model, tok, "causal_lm", "tiny", ""))
     monkeypatch.setattr("builtins.input", lambda sign: next(lines))
     chat("tiny", max_new_tokens=6, decoding=decoder(file))
     subject = Subject(model, tok, decoder=decoder(file))

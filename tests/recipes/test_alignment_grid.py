@@ -175,7 +175,7 @@ def test_the_table_is_full(done: Any) -> None:
         for group in ("style", "held-out pairs"):
             score = line["groups"][group]
             assert score["low"] <= score["value"] <= score["high"]
-        assert {"logp_chosen", "logp_rejected", "ended", "tokens", "steps", "epochs", "last_loss"} <= line[
+        assert {"logp_chosen", "logp_rejected", "ended", "length", "steps", "epochs", "last_loss"} <= line[
             "figures"
         ].keys()
     cells = [

@@ -17,7 +17,7 @@ from luthier.core import catalog
 def oracle_shares() -> None:
     method = _battery.example("analysis", "task_inference")
     (asked,) = method.questions.values()
-    for world in worlds(method):
+    for world in (w for w in worlds(method) if w.fits):
         loop = world.loop()
         model = loop.plain.eval().double()
         shares = []
