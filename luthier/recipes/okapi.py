@@ -20,7 +20,7 @@
     more        SFT continued from 3 until it was shown as many sequences as 6 trains on
     free        6 without the pull towards the reference, which is still measured
     classes     name -> its languages, for means
-    unseen      words in a row of instruction and input that no held-out row may share with a task
+    unseen      words in a row of instruction and input: a task that shares as many with a held-out row is dropped
 Start:      `procedure: okapi` with an objective of the model's own answers; `rollouts.reward: {model: reward}` stands for the
             language's reward model, and a list may have others beside it. RUN itself is the policy of the first language.
 Cost:       a language: sft, reward, rlhf, and the baselines asked for; K answers to each prompt to be ranked.
@@ -107,7 +107,7 @@ class Okapi(Recipe):
     def run(self, folder: str, *, recipe: RunRecipe, say: Callable[[str], None], **given: Any) -> Any:
         """All stages of all languages into `folder`; okapi.json there holds the table.
 
-        Raises ConfigError for a recipe that does not fit, LuthierError where rows to judge by are among the tasks.
+        Raises ConfigError for a recipe that does not fit, LuthierError where translation leaves too few tasks.
         """
         self._fits(recipe)
         home, resume = Path(folder), bool(given.get("resume"))
@@ -229,24 +229,20 @@ class _Language:
         if resume and counts.exists():
             return {"translation": json.loads(counts.read_text(encoding="utf-8"))}
         ask = self.services["translator"]
-        at, dropped = 0, Counter[str]()
+        at, dropped, judged = 0, Counter[str](), [_said(row) for row in self.held_out()]
         for part in SIZES:
             size = self.told.sizes[part]
             good, why = translated(
                 given[at : at + size], lambda text: ask(text, self.told.source, self.name), self.told.ratio
             )
-            at, dropped = at + size, dropped + why
-            if len(good) < 2:
-                raise LuthierError(
-                    f"okapi: {self.name}: {len(good)} of {size} {part} tasks are translated ({dict(why)})"
-                )
-            _write(self.rows(part), [self.told.row(self.name, task) for task in good])
-        tasks = [row for part in SIZES for row in _read(self.rows(part))]
-        known = leaked([_said(row) for row in tasks], [_said(row) for row in self.held_out()], self.told.unseen)
-        if known:
-            raise LuthierError(
-                f"okapi: {self.name}: {len(known)} rows of procedure.held_out are among the tasks: judge by others"
-            )
+            rows = [self.told.row(self.name, task) for task in good]
+            known = set(leaked(judged, [_said(row) for row in rows], self.told.unseen))
+            rows = [row for i, row in enumerate(rows) if i not in known]
+            told = {**why, "kept": len(rows), **({"held out": len(known)} if known else {})}
+            at, dropped = at + size, dropped + Counter(told)
+            if len(rows) < 2:
+                raise LuthierError(f"okapi: {self.name}: {len(rows)} of {size} {part} tasks are left: {told}")
+            _write(self.rows(part), rows)
         runs.write_json(counts, dict(dropped))
         return {"translation": dict(dropped)}
 

@@ -15,6 +15,7 @@ from luthier import sandbox
 from luthier.core import config
 from luthier.core.config import ConfigError
 from luthier.core.method import LuthierError
+from luthier.data._self_instruct import leaked
 from luthier.recipes._services import Service
 from luthier.recipes.okapi import Okapi, _Language, _with_model
 from luthier.sandbox.worlds import errands
@@ -124,8 +125,22 @@ def test_tasks_are_translated_into_parts_of_which_no_held_out_row_is_one(tmp_pat
     prompts = [r["prompt"] for part in rows.values() for r in part]
     assert len(set(prompts)) == len(prompts)
     assert all(p.startswith("Goko: ") for p in prompts)
-    with pytest.raises(LuthierError, match=r"rows of procedure.held_out are among the tasks"):
-        language(tmp_path / "b", told(**{"procedure.unseen": 3})).data(tasks, False)
+    with pytest.raises(LuthierError, match=r"sft tasks are left: .*'held out'"):  # hardly any shares no two words
+        language(tmp_path / "b", told(**{"procedure.unseen": 1})).data(tasks, False)
+
+
+def test_tasks_that_share_words_with_what_is_judged_by_are_dropped(tmp_path: Path) -> None:
+    recipe = told()
+    services = recipe.method("recipes", "procedure")._services(tmp_path)
+    tasks, _ = recipe.method("recipes", "procedure")._tasks(tmp_path, recipe, services["generator"], False, lambda t: None)
+    strict = language(tmp_path / "b", told(**{"procedure.unseen": 3}))
+    found = strict.data(tasks, False)["translation"]
+    rows = [json.loads(line) for part in ("sft", "ranking", "rl") for line in strict.rows(part).read_text().splitlines()]
+    assert sum(found.values()) == len(tasks)
+    assert found["kept"] == len(rows) < language(tmp_path / "c", recipe, services).data(tasks, False)["translation"]["kept"]
+    said = [f"{r['instruction']} {r['input']}" for r in rows]
+    held = [f"{r['instruction']} {r['input']}" for r in strict.held_out()]
+    assert leaked(said, held, 3) == []
 
 
 def test_stages_begin_where_the_card_says(tmp_path: Path) -> None:
