@@ -35,7 +35,7 @@ def test_every_setting_is_tried_and_one_an_arm_is_taken(done) -> None:
         assert chosen["values"]["exact"] == max(line["values"]["exact"] for line in mine)
         (cell,) = done.cells(arm)
         assert cell["results"]["cost"]["steps"] == chosen["steps"]
-        assert set(chosen["values"]) == {"exact", "stopped", "prefix"}
+        assert set(chosen["values"]) >= {"exact", "stopped", "prefix"}
 
 
 def test_arms_see_the_rows_that_they_are_named_for(done) -> None:
