@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import importlib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -28,6 +27,7 @@ from decimal import Context, Decimal
 from functools import cached_property
 from typing import Any, ClassVar
 
+from luthier.core.functions import function_named
 from luthier.core.method import LuthierError
 
 
@@ -231,26 +231,14 @@ class Translate(Transform):
 
     @cached_property
     def _functions(self) -> tuple[Callable[[str], str], Callable[[str], str]]:
-        return _function(self.to), _function(self.back)
+        to, back = (t if callable(t) else function_named(str(t), "transform translate:") for t in (self.to, self.back))
+        return to, back
 
     def forward(self, text: str) -> str:
         return self._functions[0](text)
 
     def inverse(self, text: str) -> str:
         return self._functions[1](text)
-
-
-def _function(told: Any) -> Callable[[str], str]:
-    if callable(told):
-        return told  # type: ignore[no-any-return]
-    module, _, name = str(told).partition(":")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise LuthierError(f"transform translate: '{told}' cannot be used ({error}): name module:function") from None
-    if not callable(found):
-        raise LuthierError(f"transform translate: '{told}' is no function: name module:function")
-    return found  # type: ignore[no-any-return]
 
 
 TRANSFORMS: dict[str, type[Transform]] = {

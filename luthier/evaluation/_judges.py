@@ -10,7 +10,6 @@ answers and the row of the data, and nothing about who wrote them.
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import re
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from luthier.core.functions import function_named
 from luthier.core.method import LuthierError
 from luthier.core.subject import Subject
 from luthier.evaluation._family import Aggregate, Answers, Item, TextScorer, need, shown
@@ -54,14 +54,7 @@ CHOICES = {"a": 1.0, "tie": 0.5, "b": 0.0}
 @cache
 def judge(name: str) -> Callable[..., Any]:
     """The function that "module:function" names. Raises LuthierError."""
-    module, _, function = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise LuthierError(f"judge '{name}' cannot be used: {error}: name one as module:function") from None
-    if not callable(found):
-        raise LuthierError(f"judge '{name}' is no function: name one as module:function(prompt, answer, row)")
-    return found  # type: ignore[no-any-return]
+    return function_named(name, "judge")
 
 
 @dataclass(frozen=True)

@@ -43,12 +43,13 @@ from typing import Any, ClassVar, Self
 from luthier.core import config, runs
 from luthier.core.config import ConfigError
 from luthier.core.config import Recipe as RunRecipe
+from luthier.core.functions import function_named
 from luthier.core.method import LuthierError, OnlineObjective, Recipe
 from luthier.data._self_instruct import Filter, Task, leaked, pairs, ranked_row, self_instruct, translated
 from luthier.recipes._services import Service
 from luthier.recipes._stages import finished, resumed, stage
 from luthier.verbs.load import Loaded, load
-from luthier.verbs.rewards import function_named, reward_of
+from luthier.verbs.rewards import reward_of
 from luthier.verbs.run import Prepared, run
 
 SIZES = {"sft": 52_000, "ranking": 42_000, "rl": 64_000}
@@ -158,7 +159,9 @@ class Okapi(Recipe):
 
     def _services(self, home: Path) -> dict[str, Service]:
         return {
-            kind: Service(name, function_named(name, f"procedure.{kind}"), home / "services" / f"{kind}.jsonl")
+            kind: Service(
+                name, function_named(name, f"procedure.{kind}", raises=ConfigError), home / "services" / f"{kind}.jsonl"
+            )
             for kind, name in (("generator", self.generator), ("translator", self.translator), ("ranker", self.ranker))
         }
 
@@ -375,7 +378,7 @@ class _Language:
         out: Figures = {} if place is None else {"tokens": runs_tokens(place)}
         rows = self.held_out()
         if rows:
-            judge = function_named(self.told.judge, "procedure.judge") if self.told.judge else None
+            judge = function_named(self.told.judge, "procedure.judge", raises=ConfigError) if self.told.judge else None
             reward = reward_of({"model": str(self.place / OWN)})
             for kind, sampled in (("", True), ("_best", False)):
                 said = self.write(loaded, [r["prompt"] for r in rows], sampled)

@@ -12,15 +12,13 @@ A row is a dict of its columns. A model reads prompt and answer with the end tok
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from luthier.core.config import ConfigError, build
+from luthier.core.functions import function_named
 from luthier.core.method import LuthierError
 from luthier.core.rollouts import Reward
 
@@ -61,26 +59,7 @@ def _nothing_left(told: Mapping[str, Any]) -> None:
 
 def _function(name: str, told: dict[str, Any]) -> Reward:
     _nothing_left(told)
-    return function_named(name, "rollouts.reward", ", or {world: ...}, {scorer: ...}, {model: ...}")
-
-
-def function_named(name: str, key: str, else_: str = "") -> Callable[..., Any]:
-    """The function that the recipe's `key` names as module:function. Raises ConfigError; `else_` are other ways to write it."""
-    home, _, attribute = name.rpartition(":")
-    if not home:
-        raise ConfigError(f"{key} '{name}': write module:function{else_}")
-    try:
-        if home.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(Path(home).stem, home)
-            assert spec is not None and spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-        else:
-            module = importlib.import_module(home)
-        found: Callable[..., Any] = getattr(module, attribute)
-    except (ImportError, FileNotFoundError, AttributeError) as error:
-        raise ConfigError(f"{key} '{name}' cannot be loaded: {error}") from error
-    return found
+    return function_named(name, "rollouts.reward", ", or {world: ...}, {scorer: ...}, {model: ...}", ConfigError)
 
 
 def _world(name: str, told: dict[str, Any]) -> Reward:
