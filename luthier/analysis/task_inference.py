@@ -73,8 +73,6 @@ class TaskInference(Analysis):
         """`alpha` and `likelihood` of each transform."""
         if not any(self.questions.values()):
             raise LuthierError("task_inference: no rows: give rows with prompt, answer and rival")
-        if loop.objective.task not in self.tasks:
-            raise LuthierError(f"task_inference: a {loop.objective.task} model writes no answers: use a language model")
         out: dict[str, Any] = {}
         for name, asked in self.questions.items():
             answer, rival = (self._logp(loop, [(q[0], q[side]) for q in asked]) for side in (1, 2))

@@ -210,10 +210,6 @@ class TokenShift(Analysis):
 
     def table(self, loop: Loop) -> dict[str, Any]:
         """Shares, mean KL, and both by position and class; see the header."""
-        if loop.objective.task not in self.tasks:
-            raise LuthierError(
-                f"token_shift: a {loop.objective.task} model writes no text token by token: not supported"
-            )
         tuned, rng = Subject(loop.plain, self.tokenizer), random.Random(f"{loop.seed}/token shift")
         room = (tuned.window or 10**9) - self.max_new_tokens
         known = [ids for ids in map(_prompt, loop.examples) if len(ids) <= room] or [_prompt(loop.examples[0])]

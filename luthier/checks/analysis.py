@@ -77,7 +77,7 @@ class _Looks(LoopCallback):
 
     def step(self, loop: Loop) -> None:
         before = _state(loop)
-        self.tables.append([self.method.table(loop) for _ in range(self.times)])
+        self.tables.append([self.method.look(loop) for _ in range(self.times)])
         self.traces.append(_equal(before, _state(loop)))
 
 

@@ -518,6 +518,14 @@ class Analysis(Method):
         """The same analysis with what it needs of the tokenizer and of rows that its options name; `read` reads a source."""
         return self
 
+    def look(self, loop: Loop) -> dict[str, Any]:
+        """The table of a run's moment. Raises LuthierError for a model that the analysis does not look at."""
+        if self.tasks and loop.objective.task not in self.tasks:
+            raise LuthierError(
+                f"{self.name}: a {loop.objective.task} model is not what it looks at: use a {' or '.join(sorted(self.tasks))} model"
+            )
+        return self.table(loop)
+
     def table(self, loop: Loop) -> dict[str, Any]:
         """Plain values by name. Leaves weights, gradients, modes and random state as they were.
 

@@ -409,7 +409,7 @@ class _Look(LoopCallback):
             self._look(loop)
 
     def _look(self, loop: Loop) -> None:
-        found = {self.analysis.name: self.analysis.table(loop)}
+        found = {self.analysis.name: self.analysis.look(loop)}
         loop.record({"step": loop.step_index, "epoch": loop.step_index / loop.plan.steps_per_epoch, "analysis": found})
 
 
