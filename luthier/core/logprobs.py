@@ -25,7 +25,7 @@ from luthier.core.batch import Batch
 from luthier.core.embedding import Pooling, pooled
 from luthier.core.method import LuthierError
 from luthier.core.noise import noisy
-from luthier.core.rowwise import row_by_row
+from luthier.core.rowwise import row_by_row, rowwise_of
 from luthier.core.subject import at_rest
 
 CHUNK_BYTES = 256 * 2**20
@@ -207,6 +207,7 @@ class Scorer:
         self.plain: Any = plain if plain is not None else model
         self.chunk = chunk
         self.beside = None if beside is None else Scorer(beside, chunk=chunk)
+        self.rowwise = rowwise_of(self.plain)
         self._linear: bool | None = None
 
     @property
@@ -235,7 +236,7 @@ class Scorer:
         if self._caches:
             inputs["use_cache"] = False
         with (
-            row_by_row(self.plain, batch),
+            row_by_row(self.rowwise, batch),
             nullcontext() if batch.noise is None else noisy(self.plain, batch, *batch.noise),
         ):
             return self.model(**inputs)

@@ -40,10 +40,14 @@ class Rowwise(nn.Module):
         return self._values if self._open or again else None
 
 
+def rowwise_of(model: nn.Module) -> list[Rowwise]:
+    """What a model's adapters know of the rows."""
+    return [m for m in model.modules() if isinstance(m, Rowwise)]
+
+
 @contextmanager
-def row_by_row(model: nn.Module, batch: Batch) -> Iterator[None]:
-    """While `model` runs on `batch`, its rowwise adapters know the rows. Raises LuthierError for packed rows."""
-    found = [m for m in model.modules() if isinstance(m, Rowwise)]
+def row_by_row(found: Sequence[Rowwise], batch: Batch) -> Iterator[None]:
+    """While their model runs on `batch`, these know the rows. Raises LuthierError for packed rows."""
     for one in found:
         values = batch.extras.get(one.column)
         if values is not None and len(values) != len(batch.ids):
