@@ -43,12 +43,11 @@ from typing import Any, ClassVar
 from luthier.core import catalog, config, runs
 from luthier.core.config import ConfigError
 from luthier.core.config import Recipe as RunRecipe
-from luthier.core.loop import Interrupted
 from luthier.core.method import LuthierError, Recipe
 from luthier.evaluation._compare import task
 from luthier.recipes import _grid_table as table
 from luthier.recipes._stages import finished, resumed, small_artefact, stage
-from luthier.verbs.compare import Comparison, must_be_new
+from luthier.verbs.compare import Comparison, must_be_new, told_if_stopped
 
 Changes = dict[str, Any]
 HELD_OUT, ENDINGS = "held_out", "stopping"
@@ -103,7 +102,7 @@ class AlignmentGrid(Recipe):
         runs.write_json(place / "compare.json", told)
         trials: dict[str, dict[str, Any]] = {}
         done: dict[str, Comparison] = {}
-        try:
+        with told_if_stopped(place / "compare.json", told):
             for start, spec in self.starts.items():
                 model = self.begun(start, spec, recipe, place, say, given)
                 mine = config.recipe(recipe, {"model": model})
@@ -114,12 +113,6 @@ class AlignmentGrid(Recipe):
                     )
                 trials[start] = self.tried(start, mine, place, say, given)
                 done[start] = self.compare(start, mine, place, trials[start], say, given)
-        except (Interrupted, KeyboardInterrupt):
-            runs.write_json(place / "compare.json", {**told, "status": "interrupted"})
-            raise
-        except Exception as error:
-            runs.write_json(place / "compare.json", {**told, "status": "failed", "error": str(error)})
-            raise
         found = self.judged(place, done)
         told |= self.told(done, trials, found)
         told["status"], told["manifest"]["finished"] = "done", runs.now()

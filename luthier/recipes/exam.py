@@ -76,13 +76,10 @@ class Exam(Recipe):
     def run(self, folder: str, *, recipe: RunRecipe, say: Callable[[str], None], **given: Any) -> Any:
         """A `Comparison` of the formats; exam.json beside it. Raises LuthierError for exams, rows or a template that do not fit."""
         from luthier import report
-        from luthier.verbs.compare import compare
+        from luthier.verbs.compare import compare, must_be_new
 
         place = Path(folder)
-        if (place / "compare.json").exists() and not given.get("resume"):
-            raise LuthierError(
-                f"{place}: a comparison is here already: --resume keeps its cells, or choose another output_dir"
-            )
+        must_be_new(place, bool(given.get("resume")))
         told = self._told(recipe)
         found: dict[str, Any] = {"rows": self._rows(told, say), "duplicates": self._parts(told, say)}
         model = recipe.model.model_dump(exclude_unset=True)

@@ -43,7 +43,6 @@ from typing import Any, ClassVar
 from luthier.core import catalog, config, runs
 from luthier.core.bm25 import have_bm25
 from luthier.core.config import Recipe as RunRecipe
-from luthier.core.loop import Interrupted
 from luthier.core.method import Recipe
 from luthier.core.quantise import KINDS
 from luthier.core.shots import Choose, WithExamples, by_meaning, by_words, drawn
@@ -53,7 +52,7 @@ from luthier.recipes._code_sets import VALIDATION, read_sets
 from luthier.recipes._projects import Project, folder_name
 from luthier.recipes._stages import forget_checkpoints, rounded_copy, small_artefact
 from luthier.recipes._summary import Cell
-from luthier.verbs.compare import Comparison, must_be_new
+from luthier.verbs.compare import Comparison, must_be_new, told_if_stopped
 
 METHODS: dict[str, dict[str, Any]] = {
     "full": {"train.learning_rate": 5e-5},
@@ -130,15 +129,9 @@ class PeftCode(Recipe):
         }  # fmt: skip
         runs.write_json(place / "compare.json", told)
         work = _Work(self, place, recipe, sets, models, say, given)
-        try:
+        with told_if_stopped(place / "compare.json", told):
             comparisons = {name: work.compare(name) for name in work.comparisons()}
             lines = [line for one in sets for line in work.lines(one, comparisons)]
-        except (Interrupted, KeyboardInterrupt):
-            runs.write_json(place / "compare.json", {**told, "status": "interrupted"})
-            raise
-        except Exception as error:
-            runs.write_json(place / "compare.json", {**told, "status": "failed", "error": str(error)})
-            raise
         told |= work.told(comparisons, lines)
         told["status"], told["manifest"]["finished"] = "done", runs.now()
         runs.write_json(place / "compare.json", told)

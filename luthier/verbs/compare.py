@@ -6,7 +6,8 @@ import json
 import math
 import shutil
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,19 @@ def compare(
     if not done:
         raise LuthierError(f"{folder}: every cell failed, the first with {out['cells'][0]['error']}")
     return found
+
+
+@contextmanager
+def told_if_stopped(file: Path, told: Mapping[str, Any]) -> Iterator[None]:
+    """What a comparison of several parts has told so far stays in `file`, with how it ended, where it is stopped or fails."""
+    try:
+        yield
+    except (Interrupted, KeyboardInterrupt):
+        runs.write_json(file, {**told, "status": "interrupted"})
+        raise
+    except Exception as error:
+        runs.write_json(file, {**told, "status": "failed", "error": str(error)})
+        raise
 
 
 def must_be_new(folder: Path, resume: bool) -> None:
