@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -27,6 +27,7 @@ from luthier.decoding.rules import Rules
 from luthier.evaluation._family import items_of
 from luthier.evaluation.stopping import Stopping
 from luthier.objectives.sft import SFT
+from luthier.reproductions._family import Experiment
 from luthier.tuners.full import Full
 
 PAD, END = "<pad>", "<end>"
@@ -161,11 +162,29 @@ def answered(model: Any, rows: list[dict[str, Any]], decoder: Decoder | None = N
     return {metric: float(found[metric].mean()) for metric in Stopping.metrics}
 
 
-def tables(strength: float, length: int, change: float, diversity: float) -> dict[str, Rules]:
-    """The pull towards the end, with marks discouraged, with all rules; and marks discouraged without the pull."""
-    end: dict[str, Any] = {"strength": strength, "length": length}
-    marks = dict.fromkeys(MARKS, change)
-    return {
-        "end": Rules(**end, changes={}, diversity=0.0), "end_changes": Rules(**end, changes=marks, diversity=0.0),
-        "all_rules": Rules(**end, changes=marks, diversity=diversity), "changes": Rules(strength=0.0, changes=marks, diversity=0.0),
-    }  # fmt: skip
+class Exchanges(Experiment):
+    """What the experiments on this world have in common: the base, the one pretrained too little, and the rules."""
+
+    scope: ClassVar[str] = "this world and size"
+    pretraining_steps: ClassVar[int] = 700
+    pretraining_rate: ClassVar[float] = 3e-3
+    early: ClassVar[float] = 0.3
+    test_rows: ClassVar[int] = 360
+    strength: ClassVar[float] = 15.0
+    length: ClassVar[int] = 8
+    change: ClassVar[float] = -4.0
+    diversity: ClassVar[float] = 1.5
+
+    def bases(self, seed: int) -> tuple[Any, Any]:
+        """The base, and the one pretrained too little."""
+        return Pretraining(self.pretraining_steps, self.pretraining_rate, self.early).run(seed)
+
+    def tables(self) -> dict[str, Rules]:
+        """The pull towards the end, with marks discouraged, with all rules; and marks discouraged without the pull."""
+        end: dict[str, Any] = {"strength": self.strength, "length": self.length}
+        marks = dict.fromkeys(MARKS, self.change)
+        return {
+            "end": Rules(**end, changes={}, diversity=0.0), "end_changes": Rules(**end, changes=marks, diversity=0.0),
+            "all_rules": Rules(**end, changes=marks, diversity=self.diversity),
+            "changes": Rules(strength=0.0, changes=marks, diversity=0.0),
+        }  # fmt: skip

@@ -7,32 +7,22 @@ exchange, as the paper's table does with the signs of its template.
 from __future__ import annotations
 
 import random
-from typing import ClassVar
 
-from luthier.reproductions._exchanges import Pretraining, answered, conversations, tables
-from luthier.reproductions._family import Claim, Experiment, Row, mean, spread
+from luthier.reproductions._exchanges import Exchanges, answered, conversations
+from luthier.reproductions._family import Claim, Row, mean, spread
 
 
-class HandWrittenRules(Experiment):
-    scope: ClassVar[str] = "this world and size"
-    pretraining_steps: ClassVar[int] = 700
-    pretraining_rate: ClassVar[float] = 3e-3
-    early: ClassVar[float] = 0.3
-    test_rows: ClassVar[int] = 360
-    strength: ClassVar[float] = 15.0
-    length: ClassVar[int] = 8
-    change: ClassVar[float] = -4.0
-    diversity: ClassVar[float] = 1.5
+class HandWrittenRules(Exchanges):
     setup = """Random Llama, 3 layers of width 128 (0.57M), pretrained anew for each seed: 700 steps of 32 documents of 48 tokens at
     3e-3, linear decay, loss on what can be known; the base pretrained too little is its last checkpoint (of every 25 steps) that
     begins fewer than 0.3 of 180 answers right. 360 test rows, greedy, at most 10 tokens. Rules: pull 15
     after 8 tokens, marks -4, diversity 1.5."""
 
     def measure(self, seed: int) -> Row:
-        base, early = Pretraining(self.pretraining_steps, self.pretraining_rate, self.early).run(seed)
+        base, early = self.bases(seed)
         rows = conversations(self.test_rows, random.Random(f"{seed}/test"))
         out: Row = {}
-        decoders = {"plain": None, **tables(self.strength, self.length, self.change, self.diversity)}
+        decoders = {"plain": None, **self.tables()}
         for name, model in (("base", base), ("early", early)):
             for rules, decoder in decoders.items():
                 out |= {f"{name}_{rules}_{metric}": value for metric, value in answered(model, rows, decoder).items()}

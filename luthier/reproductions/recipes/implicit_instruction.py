@@ -12,12 +12,11 @@ from typing import Any, ClassVar
 
 from luthier.core.config import TrainSettings
 from luthier.data.chat import Chat
-from luthier.decoding.rules import Rules
 from luthier.evaluation._family import items_of
 from luthier.evaluation.response_ranking import ResponseRanking
 from luthier.recipes.implicit_instruction import best
-from luthier.reproductions._exchanges import Pretraining, answered, conversations, subject, tables, vocabulary
-from luthier.reproductions._family import Claim, Experiment, Row, mean, spread
+from luthier.reproductions._exchanges import Exchanges, answered, conversations, subject, vocabulary
+from luthier.reproductions._family import Claim, Row, mean, spread
 from luthier.reproductions._sequence import tune
 from luthier.tuners.full import Full
 
@@ -26,21 +25,12 @@ ARMS = ("instruction", "response", "single")
 RULES = ("end", "end_changes", "all_rules", "changes")
 
 
-class ImplicitInstruction(Experiment):
-    scope: ClassVar[str] = "this world and size"
-    pretraining_steps: ClassVar[int] = 700
-    pretraining_rate: ClassVar[float] = 3e-3
-    early: ClassVar[float] = 0.3
+class ImplicitInstruction(Exchanges):
     rows: ClassVar[int] = 300
     held_rows: ClassVar[int] = 120
-    test_rows: ClassVar[int] = 360
     batch: ClassVar[int] = 32
     epochs: ClassVar[tuple[float, ...]] = (1, 2, 3, 6)
     rates: ClassVar[tuple[float, ...]] = (1e-4, 3e-4, 1e-3)
-    strength: ClassVar[float] = 15.0
-    length: ClassVar[int] = 8
-    change: ClassVar[float] = -4.0
-    diversity: ClassVar[float] = 1.5
     setup = """Random Llama, 3 layers of width 128 (0.57M), pretrained anew for each seed: 700 steps of 32 documents of 48 tokens at
     3e-3, linear decay, loss on what can be known; the base pretrained too little is its last checkpoint (of every 25 steps) that
     begins fewer than 0.3 of 180 answers right. Tuned on 300 rows, every weight, batch 32, AdamW, linear decay; epochs 1, 2, 3
@@ -51,7 +41,7 @@ class ImplicitInstruction(Experiment):
     alone reached 0.97 held-out at 6 epochs and 2e-4, and at 3e-4 still began 0.96 right, hence 1e-3."""
 
     def measure(self, seed: int) -> Row:
-        base, early = Pretraining(self.pretraining_steps, self.pretraining_rate, self.early).run(seed)
+        base, early = self.bases(seed)
         rng = random.Random(f"{seed}/instructions")
         drawn = conversations(self.rows + self.held_rows + self.test_rows, rng)
         train, held, test = drawn[: self.rows], drawn[self.rows : -self.test_rows], drawn[-self.test_rows :]
@@ -101,9 +91,6 @@ class ImplicitInstruction(Experiment):
             num_train_epochs=epochs, per_device_train_batch_size=self.batch, learning_rate=rate, logging_steps=10_000,
         )  # fmt: skip
         return tune(start, vocabulary(), Full(), rows, settings, seed)
-
-    def tables(self) -> dict[str, Rules]:
-        return tables(self.strength, self.length, self.change, self.diversity)
 
     def ranking(self, model: Any, rows: list[dict[str, Any]]) -> float:
         return float(ResponseRanking().ask(subject(model), items_of(rows)).stats["wins"].mean())
