@@ -15,7 +15,7 @@ codes and solution contradict each other. The begin token is counted in every ro
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -63,12 +63,19 @@ class Exam(Conversational):
         wanted = Wanted((*[False] * (len(messages) - 1), True), everything=self.prompt_loss)
         return self.conversation(tokenizer).spans(messages, wanted)
 
+    def encode_rows(
+        self, rows: Sequence[dict[str, Any]], indices: Sequence[int], tokenizer: Any
+    ) -> list[Encoded | RowError]:
+        found, wanted = super().encode_rows(rows, indices, tokenizer), begins(tokenizer, self.template_text(tokenizer))
+        for index, one in zip(indices, found, strict=True):
+            if isinstance(one, Encoded):
+                check_begin(one.example.ids, tokenizer, wanted, f"row {index + 1}")  # type: ignore[union-attr]
+        return found
+
     def build(self, row: dict[str, Any], index: int, tokens: list[Tokens], tokenizer: Any) -> Encoded:
         short = tokens[0]
         if not self.fits(len(short.ids)):
             short = self._shortened(self._task(row), len(short.ids), tokenizer)
-        wanted = begins(tokenizer, self.template_text(tokenizer))
-        check_begin(short.ids, tokenizer, wanted, f"row {index + 1}")
         return Encoded(TextExample(index, short.ids, short.counts), short.marks)
 
     def _shortened(self, task: exam.ExamTask, n: int, tokenizer: Any) -> Tokens:
