@@ -405,29 +405,31 @@ def first_answers(batch: Batch, of: int) -> Batch:
     )  # fmt: skip
 
 
+def _typed_grid(
+    examples: Sequence[LabelledExample] | Sequence[TaggedExample], pad: int, side: str
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Ids, mask, sentence indices where the examples have some, and positions where they do not count from the first column."""
+    ids, mask = _grid([e.ids for e in examples], pad, side)
+    types = [e.type_ids for e in examples]
+    type_ids = None if types[0] is None else _grid(types, 0, side)[0]  # type: ignore[arg-type]
+    return ids, mask, type_ids, positions_from_mask(mask) if side == "left" else None
+
+
 def collate_labelled(examples: Sequence[LabelledExample], pad: int, side: str = "right") -> Batch:
     """One input a row with its label."""
-    ids, mask = _grid([e.ids for e in examples], pad, side)
-    type_ids = None
-    if examples[0].type_ids is not None:
-        type_ids = _grid([e.type_ids for e in examples], 0, side)[0]  # type: ignore[misc]
+    ids, mask, type_ids, positions = _typed_grid(examples, pad, side)
     label = torch.tensor([e.label for e in examples])
-    positions = positions_from_mask(mask) if side == "left" else None
     return Batch(ids, mask, _rows(examples), positions, label=label, type_ids=type_ids, extras=_extras(examples))
 
 
 def collate_tagged(examples: Sequence[TaggedExample], pad: int, side: str = "right") -> Batch:
     """One input a row; scored are the tokens that have a class, each at its own place."""
-    ids, mask = _grid([e.ids for e in examples], pad, side)
+    ids, mask, type_ids, positions = _typed_grid(examples, pad, side)
     width = ids.shape[1]
-    type_ids = None
-    if examples[0].type_ids is not None:
-        type_ids = _grid([e.type_ids for e in examples], 0, side)[0]  # type: ignore[misc]
     starts = [b * width + (width - len(e) if side == "left" else 0) for b, e in enumerate(examples)]
     source = torch.tensor([at + t for e, at in zip(examples, starts) for t in e.tagged], dtype=torch.long)
     target = torch.tensor([e.tags[t] for e in examples for t in e.tagged], dtype=torch.long)
     owner = torch.tensor([b for b, e in enumerate(examples) for _ in e.tagged], dtype=torch.long)
-    positions = positions_from_mask(mask) if side == "left" else None
     return Batch(
         ids, mask, _rows(examples), positions, None, source, target, owner, type_ids=type_ids, extras=_extras(examples)
     )

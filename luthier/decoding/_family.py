@@ -546,11 +546,11 @@ def penalised(penalty: float) -> Shape:
     return shape
 
 
-def chooser_of(told: Any, key: str = "decoding.choose") -> Decoder:
-    """The decoder that an option names: a name, a mapping with its options, or the decoder itself."""
+def chooser_of(told: Any) -> Decoder:
+    """The decoder that an option `choose` names: a name, a mapping with its options, or the decoder itself."""
     if isinstance(told, Decoder):
         return told
-    found: Decoder = build("decoding", {"name": told} if isinstance(told, str) else dict(told), key)
+    found: Decoder = build("decoding", {"name": told} if isinstance(told, str) else dict(told), "decoding.choose")
     return found
 
 

@@ -26,13 +26,13 @@ from typing import Any, ClassVar, Self
 
 from torch import nn
 
-from luthier.core.config import build
 from luthier.core.method import Decoder, Generation, Limits, LuthierError, Refusal
 from luthier.core.mixture import Other
 from luthier.core.refusing import kind_of
 from luthier.core.subject import TextLimits, window_of
 from luthier.core.transforms import Identity, Transform
 from luthier.core.transforms import transform as transform_of
+from luthier.decoding._family import chooser_of
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,7 @@ class Conjugate(Decoder):
 
     @property
     def chooser(self) -> Decoder:
-        if isinstance(self.choose, Decoder):
-            return self.choose
-        found: Decoder = build(
-            "decoding", {"name": self.choose} if isinstance(self.choose, str) else dict(self.choose), "decoding.choose"
-        )
-        return found
+        return chooser_of(self.choose)
 
     def for_tokenizer(self, tokenizer: Any) -> Self:
         return replace(self, tokenizer=tokenizer, transform=self.by, choose=self.chooser.for_tokenizer(tokenizer))

@@ -13,6 +13,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from luthier.core.method import LuthierError
+
 BITS = 8
 
 
@@ -61,6 +63,12 @@ class Masks(nn.Module):
             packed = (flat << torch.arange(BITS, device=flat.device, dtype=torch.uint8)).sum(1).to(torch.uint8)
             setattr(out, f"{name}_bits", packed)
         return out
+
+
+def check_keep(keep: float) -> None:
+    """Raises LuthierError unless a mask may let this share through."""
+    if not 0 < keep <= 1:
+        raise LuthierError(f"tuner.keep is {keep}: a number above 0 and at most 1")
 
 
 def kept_of(shape: tuple[int, int], keep: float) -> int:

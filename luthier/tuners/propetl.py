@@ -26,8 +26,7 @@ from torch import Tensor, nn
 
 from luthier.core.adapt import ModulePart, ModuleTuner, activation
 from luthier.core.anatomy import anatomy
-from luthier.core.method import LuthierError
-from luthier.tuners._masks import Masks
+from luthier.tuners._masks import Masks, check_keep
 
 
 class Prototype(nn.Module):
@@ -73,8 +72,7 @@ class ProPETL(ModuleTuner):
     folded: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.keep <= 1:
-            raise LuthierError(f"tuner.keep is {self.keep}: a number above 0 and at most 1")
+        check_keep(self.keep)
 
     @classmethod
     def example(cls) -> Self:

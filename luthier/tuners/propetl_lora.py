@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from luthier.core.adapt import ReparamPart, ReparamTuner, linear_size
 from luthier.core.method import LuthierError
-from luthier.tuners._masks import Masks
+from luthier.tuners._masks import Masks, check_keep
 
 
 class Pairs(nn.Module):
@@ -79,8 +79,7 @@ class ProPETLLoRA(ReparamTuner):
     folded: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.keep <= 1:
-            raise LuthierError(f"tuner.keep is {self.keep}: a number above 0 and at most 1")
+        check_keep(self.keep)
 
     @classmethod
     def example(cls) -> Self:
