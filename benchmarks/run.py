@@ -34,11 +34,14 @@ CONTENDERS = {
     "dpo": ("luthier", "luthier-stored", "trl", "trl-precomputed", "trl-shipped"),
 }
 TARGETS = {("sft", "trl", ""): 4.0, ("sft", "transformers", ""): 1.8, ("dpo", "trl", "stored"): 5.0}
+PAIR_TARGETS = {"1": 5.0, "3": 6.0}
+"""Over trl's DPO, by epochs, references stored where a loss has any."""
 SIZES = {
     "sft": (12, 8), "dpo": (8, 4), "overhead": (12, 8), "packing": (2, 8), "decoding": (48, 16),
-    "layer_cache": (6, 8), "modules": (16, 4), "preferences": (1, 4), "rollouts": (2, 4),
+    "layer_cache": (6, 8), "modules": (16, 4), "preferences": (6, 4), "rollouts": (2, 4), "distillation": (3, 8),
+    "edits": (17, 1),
 }  # fmt: skip
-"""(optimiser steps, examples a step) of each benchmark; of decoding (new tokens, rows)."""
+"""(optimiser steps, examples a step) of each benchmark; of decoding (new tokens, rows); of edits the layers of a checkpoint."""
 
 
 def main() -> None:
@@ -208,7 +211,7 @@ def table(found: dict[str, Any]) -> str:
         others = [c for c in CONTENDERS[name] if not c.startswith("luthier") and any(c in p for p in parts)]
         lines += [_comparison(name, other, stored, parts) for other in others]
     lines += [*_overheads(found["threads"]), *_preferences(found["threads"]), *_rounds(found["threads"])]
-    lines += _decoding(found["threads"])
+    lines += [*_distillation(found["threads"]), *_edits(found["threads"]), *_decoding(found["threads"])]
     lines += [*_modules(found["threads"]), *_layer_cache(found["threads"])]
     return "\n".join(lines)
 
@@ -250,18 +253,23 @@ def _spread(told: list[float]) -> str:
 
 
 def _preferences(threads: dict[str, Any]) -> list[str]:
-    """One line a loss and number of epochs."""
+    """One line a loss and number of epochs: over trl's trainer of that loss, and over its DPO."""
     parts = [{r["loss"]: r for r in part.get("preferences", {}).get("rows", ())} for part in threads.values()]
     lines = []
     for loss in dict.fromkeys(loss for part in parts for loss in part):
         for key in dict.fromkeys(k for part in parts for k in part.get(loss, {}) if k != "loss"):
-            cells = [_spread(part[loss][key]["speedup"]) if loss in part else "" for part in parts]
+            told = [part[loss][key] for part in parts if loss in part]
+            cells = [_beside_dpo(part[loss][key]) if loss in part else "" for part in parts]
             _, n, *stored = key.split("_")
             title = f"{loss}, {n} epoch{'s' * (n != '1')}{', our references stored' * bool(stored)}: trl"
-            found = [part[loss][key]["speedup"][0] for part in parts if loss in part]
-            target = _target(TARGETS["dpo", "trl", "stored"] if stored else None, found)
+            counts = stored or f"{key}_stored" not in parts[0].get(loss, {})
+            target = _target(PAIR_TARGETS[n] if counts else None, [t["dpo_speedup"] for t in told])
             lines.append(f"| {title} | {' | '.join(cells)} | | {target} |")
     return lines
+
+
+def _beside_dpo(told: dict[str, Any]) -> str:
+    return f"{_spread(told['speedup'])}, {told['dpo_speedup']:.2f}x its DPO"
 
 
 def _rounds(threads: dict[str, Any]) -> list[str]:
@@ -269,6 +277,31 @@ def _rounds(threads: dict[str, Any]) -> list[str]:
     rounds = [part.get("rollouts") for part in threads.values()]
     cells = [f"{_spread(r['speedup'])}, {r['per_second']:.1f} a second" if r else "" for r in rounds]
     return [f"| grpo, answers a second: trl | {' | '.join(cells)} | | |"] if any(rounds) else []
+
+
+def _distillation(threads: dict[str, Any]) -> list[str]:
+    """One line a number of epochs."""
+    parts = [{r["epochs"]: r for r in part.get("distillation", {}).get("rows", ())} for part in threads.values()]
+    lines = []
+    for n in dict.fromkeys(n for part in parts for n in part):
+        cells = [f"{_spread(p[n]['speedup'])}; {_spread(p[n]['kept'])} once stored" if n in p else "" for p in parts]
+        lines.append(f"| stored teacher against a live one, {n} epoch{'s' * (n > 1)} | {' | '.join(cells)} | | |")
+    return lines
+
+
+def _edits(threads: dict[str, Any]) -> list[str]:
+    """Time of an edit over that of reading its inputs and writing its output once, and memory beyond that of the copy."""
+    parts = [{r["edit"]: r for r in part.get("edits", {}).get("rows", ())} for part in threads.values()]
+    lines = []
+    for name in dict.fromkeys(n for part in parts for n in part):
+        cells = [_spread(p[name]["ratio"]) if name in p else "" for p in parts]
+        found = [p[name] for p in parts if name in p]
+        tensors = statistics.median(r["tensors"] for r in found)
+        target = "at most 1.5x" + ", missed" * (max(r["ratio"][0] for r in found) > 1.5)
+        lines.append(
+            f"| edit {name}: time over a copy | {' | '.join(cells)} | + {tensors:.1f} largest tensors | {target} |"
+        )
+    return lines
 
 
 def _decoding(threads: dict[str, Any]) -> list[str]:
