@@ -120,7 +120,10 @@ def test_losses_fall(record: dict[str, Any]) -> None:
     fell = [[loss["last"] < loss["first"] + slack for loss in losses] for losses in record["losses"].values()]
     assert all(map(any, fell))
     # single batches at both ends: one seed may begin with an easy one, and a rate of a short trial may break down under one
-    means = [[statistics.fmean(loss[end] for loss in losses) for end in ("first", "last")] for losses in record["losses"].values()]
+    means = [
+        [statistics.fmean(loss[end] for loss in losses) for end in ("first", "last")]
+        for losses in record["losses"].values()
+    ]
     assert many or all(last < first for first, last in means)
     assert not many or sum(map(sum, fell)) >= 0.95 * sum(map(len, fell))
 

@@ -132,12 +132,20 @@ def test_tasks_are_translated_into_parts_of_which_no_held_out_row_is_one(tmp_pat
 def test_tasks_that_share_words_with_what_is_judged_by_are_dropped(tmp_path: Path) -> None:
     recipe = told()
     services = recipe.method("recipes", "procedure")._services(tmp_path)
-    tasks, _ = recipe.method("recipes", "procedure")._tasks(tmp_path, recipe, services["generator"], False, lambda t: None)
+    tasks, _ = recipe.method("recipes", "procedure")._tasks(
+        tmp_path, recipe, services["generator"], False, lambda t: None
+    )
     strict = language(tmp_path / "b", told(**{"procedure.unseen": 3}))
     found = strict.data(tasks, False)["translation"]
-    rows = [json.loads(line) for part in ("sft", "ranking", "rl") for line in strict.rows(part).read_text().splitlines()]
+    rows = [
+        json.loads(line) for part in ("sft", "ranking", "rl") for line in strict.rows(part).read_text().splitlines()
+    ]
     assert sum(found.values()) == len(tasks)
-    assert found["kept"] == len(rows) < language(tmp_path / "c", recipe, services).data(tasks, False)["translation"]["kept"]
+    assert (
+        found["kept"]
+        == len(rows)
+        < language(tmp_path / "c", recipe, services).data(tasks, False)["translation"]["kept"]
+    )
     said = [f"{r['instruction']} {r['input']}" for r in rows]
     held = [f"{r['instruction']} {r['input']}" for r in strict.held_out()]
     assert leaked(said, held, 3) == []
