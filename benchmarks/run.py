@@ -258,18 +258,17 @@ def _preferences(threads: dict[str, Any]) -> list[str]:
     lines = []
     for loss in dict.fromkeys(loss for part in parts for loss in part):
         for key in dict.fromkeys(k for part in parts for k in part.get(loss, {}) if k != "loss"):
-            told = [part[loss][key] for part in parts if loss in part]
-            cells = [_beside_dpo(part[loss][key]) if loss in part else "" for part in parts]
             _, n, *stored = key.split("_")
+            found, cells = [], ["" for _ in parts]
+            for i, part in enumerate(parts):
+                if loss in part and "dpo" in part:
+                    found.append(part["dpo"][f"epochs_{n}"]["trl_seconds"] / part[loss][key]["seconds"])
+                    cells[i] = f"{_spread(part[loss][key]['speedup'])}; {found[-1]:.2f}x its DPO"
             title = f"{loss}, {n} epoch{'s' * (n != '1')}{', our references stored' * bool(stored)}: trl"
             counts = stored or f"{key}_stored" not in parts[0].get(loss, {})
-            target = _target(PAIR_TARGETS[n] if counts else None, [t["dpo_speedup"] for t in told])
+            target = _target(PAIR_TARGETS[n] if counts else None, found)
             lines.append(f"| {title} | {' | '.join(cells)} | | {target} |")
     return lines
-
-
-def _beside_dpo(told: dict[str, Any]) -> str:
-    return f"{_spread(told['speedup'])}, {told['dpo_speedup']:.2f}x its DPO"
 
 
 def _rounds(threads: dict[str, Any]) -> list[str]:

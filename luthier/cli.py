@@ -267,11 +267,14 @@ def reproduce(
     method: Annotated[str, typer.Argument(help="name, or axis/name")],
     seeds: Annotated[int, typer.Option(help="0: as many as the experiment says")] = 0,
     output: Annotated[Path | None, typer.Option(help="result file; default: results/<axis>/<name>.json")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on with the seeds that an interrupted run has left")
+    ] = False,
 ) -> None:
     """Run the experiment of a method's paper card and write its result file."""
     from luthier.verbs.reproduce import reproduce as verb
 
-    print(verb(method, seeds=seeds or None, output=output).text())
+    print(verb(method, seeds=seeds or None, output=output, resume=resume).text())
 
 
 @app.command()

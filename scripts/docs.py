@@ -64,6 +64,8 @@ def catalogue() -> str:
     )
 
 
+PICTURED = "minilm-sst2-tuners"
+"""What the README shows as a picture."""
 MARKS = {"reproduced": " ✓", "contradicted": " ✗", "draft": " (draft)"}
 
 
@@ -77,7 +79,7 @@ def tuners_picture() -> str:
     import matplotlib
     from matplotlib.figure import Figure
 
-    told = json.loads((catalog.results_folder() / "real" / "minilm-sst2-tuners.json").read_text(encoding="utf-8"))
+    told = json.loads((catalog.results_folder() / "real" / f"{PICTURED}.json").read_text(encoding="utf-8"))
     accuracy = told["measured"][0]["methods"]
     names = sorted(accuracy, key=lambda n: accuracy[n]["mean"])
     with matplotlib.rc_context({"svg.hashsalt": "luthier", "svg.fonttype": "none", "font.family": "sans-serif"}):
@@ -106,9 +108,11 @@ def tuners_picture() -> str:
     return out.getvalue()
 
 
-def _real_data() -> list[str]:
-    told = [json.loads(f.read_text()) for f in sorted((catalog.results_folder() / "real").glob("*.json"))]
-    return [f"- {t['summary']}" for t in told if t.get("summary")]
+def _real_data() -> dict[str, str]:
+    """A line for each experiment on real data."""
+    files = sorted((catalog.results_folder() / "real").glob("*.json"))
+    told = {f.stem: json.loads(f.read_text(encoding="utf-8")) for f in files}
+    return {name: f"- {t['summary']}" for name, t in told.items() if t.get("summary")}
 
 
 def evidence() -> str:
@@ -132,7 +136,7 @@ def evidence() -> str:
                 f"| {'✓' if claim['holds'] else '✗'} | {_cell(claim['statement'])}{side} | {_cell(claim['measured'])} |"
             )
         out += ["", f"`{told['manifest']['command']}`, {len(told['seeds'])} seeds.", ""]
-    return "\n".join([*out, "## Real data", "", *_real_data(), ""])
+    return "\n".join([*out, "## Real data", "", *_real_data().values(), ""])
 
 
 def _cell(text: str) -> str:
@@ -144,14 +148,20 @@ def _first_up(text: str) -> str:
 
 
 def measured() -> str:
-    """Verdicts, real data and benchmarks."""
-    out = ["| method | verdict | what was found |", "|---|---|---|"]
+    """Verdicts, real data and benchmarks. Of an experiment: its headline, or the first effect that did not appear."""
+    out = [
+        "| | method | central claims that hold | the effect that appeared, or the one that did not |",
+        "|---|---|---|---|",
+    ]
     for told in _reproductions():
         central = [c for c in told["claims"] if c["central"]]
-        about = next((c for c in central if not c["holds"]), central[0])
-        not_so = "" if about["holds"] else f"not so: {about['statement']}; "
-        out.append(f"| `{told['method'].split('/')[1]}` | {told['verdict']} | {_cell(not_so + about['measured'])} |")
-    out += ["", "All claims with all numbers: [docs/measured.md](docs/measured.md). On real data:", "", *_real_data()]
+        headline = next((c for c in central if c.get("headline")), central[0])
+        about = next((c for c in central if not c["holds"]), headline)
+        name, holds = told["method"].split("/")[1], sum(c["holds"] for c in central)
+        mark = "✓" if told["verdict"] == "reproduced" else "✗"
+        out.append(f"| {mark} | `{name}` | {holds} of {len(central)} | {_cell(about['statement'])} |")
+    real = [line for name, line in _real_data().items() if name != PICTURED]
+    out += ["", "All claims with all numbers: [docs/measured.md](docs/measured.md). On real data:", "", *real]
     bench = ROOT / "benchmarks" / "results.json"
     if bench.exists():
         out += ["", *_benchmarks(json.loads(bench.read_text()))]

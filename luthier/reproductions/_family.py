@@ -20,12 +20,14 @@ class Claim:
 
     statement  what must appear;  measured  the number(s) found, in words;  holds  whether it does
     central    False for a side finding that is reported but does not decide the verdict
+    headline   the one that is told where there is room for one
     """
 
     statement: str
     measured: str
     holds: bool
     central: bool = True
+    headline: bool = False
 
 
 class Experiment(ABC):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import os
 import statistics
 import sys
@@ -57,23 +58,45 @@ def experiment(name: str) -> tuple[catalog.Entry, Experiment]:
     return one, found[0]()
 
 
-def reproduce(name: str, *, seeds: int | None = None, output: str | Path | None = None) -> Reproduction:
-    """Measure every seed, judge the claims, write the result file with its manifest."""
+def reproduce(
+    name: str, *, seeds: int | None = None, output: str | Path | None = None, resume: bool = False
+) -> Reproduction:
+    """Measure every seed, judge the claims, write the result file with its manifest.
+
+    Each seed's row is kept as soon as it is measured, in `.partial` beside the result file; `resume` goes on from there.
+    Raises LuthierError where other code than this, or other settings, measured what is there.
+    """
     import torch
 
     one, trial = experiment(name)
     count = seeds or trial.seeds
-    begun, started = time.perf_counter(), runs.now()
+    path = Path(output) if output else catalog.result_file(one)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    about: dict[str, Any] = {
+        "settings": trial.settings(),
+        "experiment_sha256": runs.hash_files(Path(inspect.getfile(type(trial)))),
+        "method_sha256": runs.hash_files(one.path),
+        "versions": runs.versions(),
+        "git": runs.git(),
+    }
+    partial = path.with_name(f"{path.name}.partial")
+    kept: dict[str, Any] = {"about": about, "started": runs.now(), "seconds": 0.0, "rows": []}
+    if resume:
+        kept = _kept(partial, about)
+    rows = kept["rows"]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # fastest at this size, and the same numbers on every machine
-    rows = []
     try:
-        for seed in range(count):
+        for seed in range(len(rows), count):
+            begun = time.perf_counter()
             rows.append(trial.measure(seed))
+            kept["seconds"] += time.perf_counter() - begun
+            runs.write_json(partial, kept)
             told = "  ".join(f"{k} {v:.3f}" for k, v in rows[-1].items())
             print(f"seed {seed}: {told}", file=sys.stderr, flush=True)
     finally:
         torch.set_num_threads(threads)
+    rows = rows[:count]
     claims = trial.claims(rows)
     central = [c for c in claims if c.central]
     verdict = "reproduced" if all(c.holds for c in central) else "contradicted"
@@ -97,18 +120,26 @@ def reproduce(name: str, *, seeds: int | None = None, output: str | Path | None 
         "rows": rows,
         "manifest": {
             "command": f"luthier reproduce {one.axis}/{one.name} --seeds {count}",
-            "settings": trial.settings(),
-            "experiment_sha256": runs.hash_files(Path(inspect.getfile(type(trial)))),
-            "method_sha256": runs.hash_files(one.path),
-            "versions": runs.versions(),
+            **about,
             "device": runs.device(),
-            "git": runs.git(),
-            "started": started,
-            "seconds": round(time.perf_counter() - begun, 1),
+            "started": kept["started"],
+            "seconds": round(kept["seconds"], 1),
             "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         },
     }
-    path = Path(output) if output else catalog.result_file(one)
-    path.parent.mkdir(parents=True, exist_ok=True)
     runs.write_json(path, result)
+    partial.unlink(missing_ok=True)
     return Reproduction(path, result)
+
+
+def _kept(partial: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """What an interrupted experiment has measured, by the same code with the same settings."""
+    if not partial.exists():
+        raise LuthierError(f"{partial}: no such file: nothing to resume; run without --resume")
+    kept = json.loads(partial.read_text(encoding="utf-8"))
+    then, now = kept["about"], json.loads(json.dumps(about))
+    for one in (then, now):  # other results in the tree, which make it dirty, change nothing here
+        one["git"] = one["git"]["commit"]
+    if changed := [k for k in now if then.get(k) != now[k]]:
+        raise LuthierError(f"{partial}: measured with another {', '.join(changed)}: run without --resume to begin anew")
+    return kept

@@ -110,6 +110,7 @@ class FactsFromPretraining(Scales):
                 "half of the difference that it makes before tuning",
                 f"facts: {cells('fact')}; before tuning small {spread(rows, 'small_fact')}, large {spread(rows, 'large_fact')}",
                 min(fact["up"] - fact["small_tuned"], fact["large_tuned"] - fact["down"]) >= 0.5 * gap,
+                headline=True,
             ),
             Claim(
                 "the same for ages, which the small model hardly knows",

@@ -86,6 +86,7 @@ class SteeredByTheSmall(Scales):
                 "answers that are both: at least 0.7 of the gap to direct tuning is closed",
                 f"gap closed {spread(rows, 'gap_closed')}",
                 mean(rows, "gap_closed") >= 0.7,
+                headline=True,
             ),
             Claim(
                 "twice the difference is too much: fewer answers are both than at alpha 1",

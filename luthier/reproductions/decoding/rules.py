@@ -48,6 +48,7 @@ class HandWrittenRules(Exchanges):
                 "with the pull towards the end, at least 0.5; with marks discouraged as well, no fewer",
                 told("base_end", "base_end_changes"),
                 exact["end"] >= 0.5 and exact["end_changes"] >= exact["end"],
+                headline=True,
             ),
             Claim(
                 "on a base that was pretrained too little no more answers are right than it begins right (0.05 for noise)",

@@ -70,6 +70,7 @@ class StyleFromThePrompt(Scales):
             ),
             Claim(
                 "three constant examples give the style (0.9)", shown, mean(rows, "k3_style") >= 0.9,
+                headline=True,
             ),
             Claim(
                 "the facts stay (within 5 points of the base alone)", f"{shown}; base {both('base')}",

@@ -129,6 +129,7 @@ class Alignment(Experiment):
                 "wrong chains fall lowest without a constraint, then with likelihood alone, detached, boundary",
                 f"mean log-probability a token of wrong chains: {told('wrong', *arms)}",
                 wrong == sorted(wrong),
+                headline=True,
             ),
             Claim(
                 "the alignment term alone degrades the model most: the reference's loss at least doubles",

@@ -194,6 +194,7 @@ class First(Experiment):
                 "teacher",
                 f"accuracy / ECE: {both('one_hot', 'early', *(f'{t}_first' for t in TEACHERS))}",
                 all(ece[f"{t}_first"] <= ece["one_hot"] / 2 and accuracy[f"{t}_first"] >= accuracy["one_hot"] for t in TEACHERS),
+                headline=True,
             ),
             Claim(
                 "without calibration five tokens are within 0.02 of the whole distribution's ECE",

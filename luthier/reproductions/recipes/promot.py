@@ -156,6 +156,7 @@ class ProMoT(Experiment):
                 f"ProMoT {spread(rows, 'promot_rule')}, standard {spread(rows, 'standard_rule')}, base "
                 f"{spread(rows, 'base_rule')}",
                 rule["promot"] - rule["standard"] >= 0.5,
+                headline=True,
             ),
             Claim(
                 "at most 0.1 of ProMoT's answers are labels of the target, at least 0.8 of standard tuning's",
