@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import warnings
 from collections import Counter
 
@@ -110,6 +111,28 @@ def test_overlap_finds_the_same_rows() -> None:
         ("normalised", "2", "2"),
         ("prompt", "3", "4"),
     ]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 3), min_size=30, max_size=60), st.integers(0, 5))
+def test_rows_that_say_or_ask_the_same_stay_together(times: list[int], seed: int) -> None:
+    """Prompts in two spellings, each up to three times, with the same and with other answers."""
+    texts = [t for t, n in enumerate(times) for _ in range(n)]
+    random.Random(seed).shuffle(texts)
+    rows = [{"prompt": ["Say {}.", "say  {}"][i % 2].format(t), "completion": f"{i % 5}"} for i, t in enumerate(texts)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train, held = split(table(rows), 0.3, seed=seed)
+    assert len(train) + len(held) == len(rows)
+    assert len(held) == pytest.approx(0.3 * len(rows), abs=2)
+
+
+def test_a_prompt_that_all_rows_share_does_not_bind_them() -> None:
+    rows = [{"prompt": "Tell a story.", "completion": f"story {i}"} for i in range(40)]
+    with pytest.warns(LeakWarning, match="10 prompt"):
+        train, held = split(table([*rows, rows[0]]), 10)
+    assert len(held) == 10
+    assert not {r["completion"] for r in train.rows} & {r["completion"] for r in held.rows}
 
 
 def test_split_warns_of_repeated_rows() -> None:
