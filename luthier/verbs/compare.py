@@ -144,7 +144,7 @@ def compare(
     ordered = list(range(told.seed, told.seed + (seeds or told.compare.seeds)))
     work = _Work(told, folder, changes, resume, quiet, callbacks)
     out: dict[str, Any] = _header(told, folder, methods, ordered, measured_tasks(told))
-    try:
+    with told_if_stopped(folder / "compare.json", out):
         for method in methods:
             if work.rates_to_try(method):
                 out["pilots"][method] = work.pilot(method)
@@ -153,10 +153,6 @@ def compare(
             for method in methods:
                 out["cells"].append(work.cell(method, seed, out["pilots"].get(method)))
                 runs.write_json(folder / "compare.json", out)
-    except (Interrupted, KeyboardInterrupt):
-        out["status"] = "interrupted"
-        runs.write_json(folder / "compare.json", out)
-        raise
     out["status"] = "done"
     out["manifest"]["finished"] = runs.now()
     done = [c for c in out["cells"] if c["status"] == "done"]
