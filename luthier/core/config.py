@@ -119,8 +119,10 @@ class TrainSettings(_Section):
     save_total_limit: int | None = 2
     save_delta: bool = Field(False, description="write delta/, what moved against the base, in place of model/")
     load_best_model_at_end: bool = False
-    metric_for_best_model: str = "eval_loss"
-    greater_is_better: bool = False
+    metric_for_best_model: str = Field(
+        "eval_loss", description="or what else the objective tells of held-out rows: accuracy, rewards/margins, ..."
+    )
+    greater_is_better: bool | None = Field(None, description="default: unless the metric's name ends in loss")
     early_stopping_patience: int | None = None
     loss_watchdog_threshold: float | None = None
     loss_watchdog_patience: int = 3
@@ -129,6 +131,12 @@ class TrainSettings(_Section):
     full_determinism: bool = False
     torch_threads: int | None = Field(None, description="CPU threads; default: what torch chooses")
     report_to: list[str] | str = "none"
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Of `metric_for_best_model`."""
+        told = self.greater_is_better
+        return not self.metric_for_best_model.endswith("loss") if told is None else told
 
 
 class GateSettings(_Section):

@@ -15,7 +15,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -484,6 +484,9 @@ class Loop:
             self.load(resume)
         self._share_trunk()
         self.kept = self._keep_layers(epoch)
+        settings = self.settings
+        if self.held_out and settings.eval_strategy != "no" and settings.metric_for_best_model != "eval_loss":
+            self._metric(self.held_out_figures(self.held_out[: self.objective.group]))  # before any step is taken
 
     def _share_trunk(self) -> None:
         """What stands still for good is one for the tuned model and the copy that rollouts ask of the untuned one."""
@@ -844,15 +847,19 @@ class Loop:
         if self.run is not None and self.accelerator.is_main_process:
             self.run.log(row)
 
-    @torch.no_grad()
     def held_out_loss(self, examples: Sequence[Example]) -> float:
         """Mean loss over examples, with dropout off. Where an objective needs references, over those held out alone."""
+        return self.held_out_figures(examples)["loss"]
+
+    @torch.no_grad()
+    def held_out_figures(self, examples: Sequence[Example]) -> dict[str, float]:
+        """The same, and what else the objective tells of examples, by name."""
         self.wrapped.eval()
         group = self.objective.group
         size = max(1, self.settings.per_device_eval_batch_size // group) * group
         lengths = [len(e) for e in examples]
         mine = self._mine(Plan(lengths, size, shuffle=False, window_steps=len(lengths), group=group).epoch(0))
-        totals = torch.zeros(2, dtype=torch.float64, device=self.device)
+        sums: dict[str, Tensor] = {}
         companions, shared = self.objective.companions(examples), None
         if companions is not None:
             shared, _ = self._shared(mine, companions, self.references.held_companions)
@@ -862,29 +869,30 @@ class Loop:
             batch.shared = shared
             with self.accelerator.autocast():
                 loss = self.objective.compute(self.scorer, batch)
-            if counts:
-                totals += torch.tensor([float(loss.sum), loss.weight], dtype=torch.float64, device=self.device)
+            for name, pair in {"loss": (loss.sum, loss.weight), **loss.figures}.items():
+                told = torch.tensor([float(x) for x in pair], dtype=torch.float64, device=self.device)
+                sums[name] = sums.get(name, torch.zeros_like(told)) + told * counts
         if self.accelerator.num_processes > 1:
-            totals = self.accelerator.reduce(totals, "sum")
+            sums = {name: self.accelerator.reduce(told, "sum") for name, told in sums.items()}
         self.wrapped.train()
-        return float(totals[0] / totals[1])
+        return {name: float(told[0] / told[1].clamp(min=1e-12)) for name, told in sums.items()}
 
     def _evaluate(self) -> None:
         begun = time.perf_counter()
-        value = self.held_out_loss(self.held_out or [])
+        found = self.held_out_figures(self.held_out or [])
         seconds = time.perf_counter() - begun
         row = {
             "step": self.step_index,
             "epoch": self.step_index / self.plan.steps_per_epoch,
-            "eval_loss": value,
+            **{f"eval_{name}": value for name, value in found.items()},
             "eval_runtime": round(seconds, 3),
             "eval_samples_per_second": round(len(self.held_out or []) / max(seconds, 1e-9), 2),
         }
         self.record(row)
         self._tell("evaluated", row)
-        metric = row.get(self.settings.metric_for_best_model, value)
+        metric = row[self._metric(found)]
         better = self.best is None or (
-            (metric > self.best[0]) == self.settings.greater_is_better and metric != self.best[0]
+            (metric > self.best[0]) == self.settings.higher_is_better and metric != self.best[0]
         )
         if better:
             name = f"checkpoint-{self.step_index}"
@@ -898,6 +906,17 @@ class Loop:
                 self.stop_reason = (
                     f"no better {self.settings.metric_for_best_model} in early_stopping_patience evaluations"
                 )
+
+    def _metric(self, found: Mapping[str, float]) -> str:
+        """What the best model is chosen by, of an evaluation's figures. Raises LuthierError where it is none of them."""
+        name = f"eval_{self.settings.metric_for_best_model.removeprefix('eval_')}"
+        if name.removeprefix("eval_") not in found:
+            told = ", ".join(f"eval_{n}" for n in found)
+            raise LuthierError(
+                f"train.metric_for_best_model is '{self.settings.metric_for_best_model}': an evaluation of "
+                f"{self.objective.name} tells {told}"
+            )
+        return name
 
     def _leave(self) -> None:
         saved = self.save() if self.run is not None else None

@@ -252,7 +252,9 @@ def _audit_curves(looks: Sequence[Mapping[str, Any]], titles: Mapping[str, str])
 
 
 _NAMED_CURVES = {"learning_rate": "Learning rate", "grad_norm": "Gradient norm"}
-_NOT_CURVES = frozenset({"step", "epoch", "loss", "eval_loss", "tokens_per_second", "tokens", "time", "seconds"})
+_NOT_CURVES = frozenset({"step", "epoch", "loss", "tokens_per_second", "tokens", "time", "seconds"})
+_HELD_OUT = "eval_"
+"""Before the name of what was measured on held-out rows: it is drawn over the same of the training rows."""
 
 
 def _described(name: str, points: Sequence[charts.Point]) -> str:
@@ -286,14 +288,20 @@ def _loss_figure(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _curves(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Loss first, then learning rate, gradient norm and whatever else the method logged."""
     out = _loss_figure(metrics)
-    logged = dict.fromkeys(key for row in metrics for key in row if key not in _NOT_CURVES)
+    logged = dict.fromkeys(
+        key for row in metrics for key in row if key not in _NOT_CURVES and not key.startswith(_HELD_OUT)
+    )
     for key in [*(k for k in _NAMED_CURVES if k in logged), *(k for k in logged if k not in _NAMED_CURVES)]:
         points = series(metrics, key)
         if len(points) < 2 or not _has_values(points):
             continue
         title = _NAMED_CURVES.get(key, words.first_up(words.metric_words(str(key))))
-        drawn = charts.line_chart([charts.Line(title, points)], label=_described(title, points), size=(320, 170))
-        out.append({"title": title, "svg": drawn, "keys": [], "wide": False})
+        lines, label, held = [charts.Line(title, points)], _described(title, points), series(metrics, _HELD_OUT + key)
+        if _has_values(held):
+            lines.append(charts.Line("held-out", held, "held"))
+            label += f"; {_described('held-out', held)}"
+        drawn = charts.line_chart(lines, label=label, size=(320, 170))
+        out.append({"title": title, "svg": drawn, "keys": [line.kind for line in lines[1:]], "wide": False})
     return out[:9]
 
 

@@ -56,7 +56,12 @@ class Display(LoopCallback):
             print(f"{self.title}  {_line(loop, row, left)}", file=self.out, flush=True)
 
     def evaluated(self, loop: Loop, row: dict[str, Any]) -> None:
-        self.say(loop, f"step {row['step']}: eval_loss {row['eval_loss']:.4f}")
+        told = {
+            k: v
+            for k, v in row.items()
+            if k.startswith("eval_") and k not in ("eval_runtime", "eval_samples_per_second")
+        }
+        self.say(loop, f"step {row['step']}: " + ", ".join(f"{k} {v:.4f}" for k, v in told.items()))
 
     def saved(self, loop: Loop, path: Path) -> None:
         self.say(loop, f"saved {path}")

@@ -599,9 +599,9 @@ def _transformers_files(folder: RunFolder, fitted: Fitted, results: dict[str, An
         "total_flos": fitted.cost["train_flops"],
     }
     measured = {f"eval_{t}_{m}": v["value"] for t, ms in results["tuned"].items() for m, v in ms.items()}
-    losses = [r for r in fitted.log if "eval_loss" in r]
-    if losses:
-        measured["eval_loss"] = losses[-1]["eval_loss"]
+    evaluations = [r for r in fitted.log if "eval_loss" in r]
+    if evaluations:
+        measured |= {k: v for k, v in evaluations[-1].items() if k.startswith("eval_")}
     runs.write_json(folder.path / "train_results.json", train)
     runs.write_json(folder.path / "eval_results.json", measured)
     runs.write_json(folder.path / "all_results.json", {**train, **measured})
