@@ -82,7 +82,7 @@ def one(told: contender.Asked) -> None:
     """One contender on checkpoints that are there."""
     import shutil
 
-    import transformers  # noqa: F401  what both import is not timed
+    from transformers import AutoConfig, AutoTokenizer, PreTrainedModel  # noqa: F401  what both import is not timed
 
     from luthier.verbs.edit import edit
 
