@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from luthier.core import catalog
 
@@ -46,6 +46,10 @@ class ModelSettings(_Section):
         "auto", "causal_lm", "seq2seq_lm", "masked_lm", "classification", "token_classification", "embedding"
     ] = Field("auto", description="head to load; auto: from the objective and the model")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
+    load_in_4bit: bool = Field(
+        False, description="matrices of the layers rounded to nf4 and kept so, as in QLoRA: for adapters"
+    )
+    load_in_8bit: bool = Field(False, description="the same in int8")
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = None
     trust_remote_code: bool = False
     tokenizer: str | None = Field(None, description="another tokenizer than the model's")
@@ -54,6 +58,17 @@ class ModelSettings(_Section):
         None, description="of an adapter with several controls: the one that acts, or the weight of each"
     )
     num_labels: int | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> ModelSettings:
+        if self.load_in_4bit and self.load_in_8bit:
+            raise ValueError("model: load_in_4bit or load_in_8bit, not both")
+        return self
+
+    @property
+    def quantised(self) -> str | None:
+        """What the matrices of the layers are rounded to: "nf4", "int8" or nothing."""
+        return "nf4" if self.load_in_4bit else "int8" if self.load_in_8bit else None
 
 
 class DataSettings(_Section):
@@ -327,7 +342,8 @@ _NoRepeats.add_implicit_resolver(
 ALIASES = {
     "model_name_or_path": "model.model_name_or_path", "base_model": "model.model_name_or_path",
     "revision": "model.revision", "model_revision": "model.revision", "dtype": "model.dtype",
-    "torch_dtype": "model.dtype", "attn_implementation": "model.attn_implementation",
+    "torch_dtype": "model.dtype", "load_in_4bit": "model.load_in_4bit", "load_in_8bit": "model.load_in_8bit",
+    "attn_implementation": "model.attn_implementation",
     "trust_remote_code": "model.trust_remote_code", "dataset": "data.train", "dataset_name": "data.train",
     "train_file": "data.train", "train_dataset": "data.train", "eval_dataset": "data.eval",
     "validation_file": "data.eval", "val_size": "data.val_size", "val_set_size": "data.val_size",

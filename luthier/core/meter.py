@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from luthier.core.anatomy import in_task_head
 from luthier.core.flops import counter
 from luthier.core.method import Tuner
+from luthier.core.quantise import held
 
 WARM_UP, ENOUGH = 5, 20
 
@@ -50,7 +51,7 @@ def scalars(model: nn.Module, tuner: Tuner | None = None) -> Scalars:
     named = list(model.named_parameters())  # a tensor under several names is listed once
     trained = sum(p.numel() for _, p in named if p.requires_grad)
     head = sum(p.numel() for n, p in named if p.requires_grad and in_task_head(n))
-    total = sum(p.numel() for _, p in named)
+    total = sum(p.numel() for _, p in named) + held(model)[0]
     gone = sum(p.numel() for n, p in named if "original_module" in n.split("."))  # peft keeps a saved module's old self
     added = tuner is not None and tuner.artefact == "adapter"  # all that moves, copies of heads and norms included
     if tuner is not None and added and "merge" in tuner.capabilities:
@@ -109,7 +110,7 @@ def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
 
 def memory_bytes(model: nn.Module, optimizer: torch.optim.Optimizer, saved_tensor_bytes: int) -> int:
     """Parameters, gradients, optimiser state and one graph."""
-    parameters = sum(p.numel() * p.element_size() for p in model.parameters())
+    parameters = sum(p.numel() * p.element_size() for p in model.parameters()) + held(model)[1]
     gradients = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     return parameters + gradients + optimizer_bytes(optimizer) + saved_tensor_bytes
 

@@ -14,6 +14,7 @@ from luthier.core.config import ModelSettings
 from luthier.core.delta import Applied, apply_delta, is_delta, read_about
 from luthier.core.method import HEADED, Decoder, LuthierError
 from luthier.core.mixture import Other
+from luthier.core.quantise import held, quantise
 from luthier.core.runs import hash_tensors
 from luthier.core.shards import ADAPTER, WEIGHTS, Shards
 from luthier.core.subject import Subject
@@ -68,7 +69,7 @@ class Loaded:
         return Other(found.model.eval().to(device), found.tokenizer, found.name)
 
     def manifest(self) -> dict[str, Any]:
-        parameters = sum(p.numel() for p in self.model.parameters())
+        parameters = sum(p.numel() for p in self.model.parameters()) + held(self.model)[0]
         return {"name": self.name, "sha256": hash_tensors(self.model.state_dict().items()), "parameters": parameters}
 
 
@@ -113,8 +114,12 @@ def load(
     if settings.control is not None:
         raise LuthierError(f"model '{name}' has no control '{settings.control}': name the folder of its controls")
     if path.suffix == ".bin" and path.is_file():
-        return _llama2c(settings, name, path, task)
-    return _plain(settings, name, path, task, num_labels, label_names, problem_type)
+        out = _llama2c(settings, name, path, task)
+    else:
+        out = _plain(settings, name, path, task, num_labels, label_names, problem_type)
+    if settings.quantised:
+        quantise(out.model, settings.quantised)
+    return out
 
 
 def _llama2c(settings: ModelSettings, name: str, path: Path, task: str) -> Loaded:
@@ -318,13 +323,16 @@ def _with_delta(settings: ModelSettings, folder: Path, task: str) -> Loaded:
     told = read_about(folder)
     labels = _head_labels(folder)
     wanted = settings.dtype if "dtype" in settings.model_fields_set else told["dtype"]
-    plain = settings.model_copy(update={"adapter": None, "dtype": told["dtype"]})
+    whole = {"load_in_4bit": False, "load_in_8bit": False}
+    plain = settings.model_copy(update={"adapter": None, "dtype": told["dtype"], **whole})
     out = load(plain, told["task"] if task == "auto" else task, *labels)
     out.delta = apply_delta(out.model, folder)
     if wanted not in ("auto", told["dtype"]):
         import torch
 
         out.model = out.model.to(getattr(torch, wanted))
+    if settings.quantised:
+        quantise(out.model, settings.quantised)
     if settings.tokenizer is None and (folder / "tokenizer_config.json").exists():
         out.tokenizer = AutoTokenizer.from_pretrained(str(folder))
         if out.tokenizer.pad_token_id is None:

@@ -19,7 +19,7 @@ from luthier.core import config, runs
 from luthier.core.config import Recipe
 from luthier.core.delta import save_delta
 from luthier.core.loop import Diverged, Fitted, Interrupted, Loop, LoopCallback, make_accelerator, seed_everything
-from luthier.core.method import HEADED, LuthierError, Objective, OnlineObjective, Tuner
+from luthier.core.method import HEADED, LuthierError, Objective, OnlineObjective, Refusal, Tuner
 from luthier.core.references import References, references, with_untuned
 from luthier.core.rollouts import Rollouts
 from luthier.core.runs import RunFolder
@@ -169,6 +169,11 @@ def prepare(recipe: Recipe, say: Callable[[str], None] = lambda text: None, also
         raise config.ConfigError(
             f"recipe: train.save_delta is for tuners of the model's own tensors; what '{tuner.name}' saves is small already: "
             "remove the key"
+        )
+    if recipe.model.quantised and tuner.artefact == "model":
+        raise Refusal(
+            f"{tuner.name} moves the model's own matrices, which model.load_in_4bit or load_in_8bit keep as levels that "
+            "cannot move: take an adapter such as lora, or remove the key"
         )
     if recipe.data.train is None:
         raise config.ConfigError("recipe: data.train is missing: name a file, a folder, a hub id or sandbox:WORLD")
