@@ -149,3 +149,10 @@ class Languages(Experiment):
                 central=False,
             ),
         ]  # fmt: skip
+
+    def explanation(self, rows: list[Row]) -> str:
+        return (
+            f"{super().explanation(rows)}. PPO follows reward models that do not know the order of answers: with the rule itself "
+            "as reward, the same 25 rounds raise sampled answers in Goko from 0.649 to 0.681 and the likeliest from 0.744 to "
+            "0.758 (one seed)"
+        )
