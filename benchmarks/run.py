@@ -35,7 +35,7 @@ CONTENDERS = {
 }
 TARGETS = {("sft", "trl", ""): 4.0, ("sft", "transformers", ""): 1.8, ("dpo", "trl", "stored"): 5.0}
 PAIR_TARGETS = {"1": 5.0, "3": 6.0}
-"""Over trl's DPO, by epochs, references stored where a loss has any."""
+"""Of losses of pairs over trl's DPO, by epochs, references stored where a loss has any."""
 SIZES = {
     "sft": (12, 8), "dpo": (8, 4), "overhead": (12, 8), "packing": (2, 8), "decoding": (48, 16),
     "layer_cache": (6, 8), "modules": (16, 4), "preferences": (6, 4), "rollouts": (2, 4), "distillation": (3, 8),
@@ -265,7 +265,7 @@ def _preferences(threads: dict[str, Any]) -> list[str]:
                     found.append(part["dpo"][f"epochs_{n}"]["trl_seconds"] / part[loss][key]["seconds"])
                     cells[i] = f"{_spread(part[loss][key]['speedup'])}; {found[-1]:.2f}x its DPO"
             title = f"{loss}, {n} epoch{'s' * (n != '1')}{', our references stored' * bool(stored)}: trl"
-            counts = stored or f"{key}_stored" not in parts[0].get(loss, {})
+            counts = loss != "kto" and (stored or f"{key}_stored" not in parts[0].get(loss, {}))
             target = _target(PAIR_TARGETS[n] if counts else None, found)
             lines.append(f"| {title} | {' | '.join(cells)} | | {target} |")
     return lines
