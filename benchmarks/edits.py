@@ -3,7 +3,7 @@
     python -m benchmarks.edits --folder DIR [--threads 1] [--small]
 
 Two random bfloat16 checkpoints of `steps` layers of a Llama of width 2048 (2 GB at the usual size) in shards of at most 500 MB.
-`copy` reads the bytes of both in blocks of 16 MB and writes as many as one has; each edit runs through `luthier.verbs.edit`,
+`copy` reads the bytes of both into one buffer of 1 MB and writes as many as one has; each edit runs through `luthier.verbs.edit`,
 without the final check, which loads a model whole. Everything written is flushed to the disk. Every contender is a fresh
 process, in turns (copy, merge, copy, ties, ...), after what both import is imported; `ratio` is seconds on the wall over those
 of the copy before it, the median of three turns. `tensors` is peak memory beyond that of the copy, in largest tensors.
@@ -25,7 +25,7 @@ from benchmarks import _contender as contender
 EDITS: dict[str, dict[str, Any]] = {
     "merge": {}, "task_arithmetic": {"lambda": 0.5}, "slerp": {}, "dare": {}, "ties": {"scope": "tensor"},
 }  # fmt: skip
-BLOCK, SHARD, TURNS = 16 * 2**20, 500_000_000, 3
+BLOCK, SHARD, TURNS = 2**20, 500_000_000, 3
 
 
 def make(folder: Path, layers: int, width: int, seed: int) -> int:
@@ -64,15 +64,16 @@ def make(folder: Path, layers: int, width: int, seed: int) -> int:
 def copy(folders: list[Path], out: Path) -> None:
     """Read all, write what the first holds."""
     out.mkdir()
+    buffer = memoryview(bytearray(BLOCK))
     for i, folder in enumerate(folders):
         for file in sorted(folder.glob("*.safetensors")):
             with (
                 file.open("rb", buffering=0) as source,
-                (out / file.name if i == 0 else Path(os.devnull)).open("wb") as sink,
+                (out / file.name if i == 0 else Path(os.devnull)).open("wb", buffering=0) as sink,
             ):
-                while block := source.read(BLOCK):
+                while size := source.readinto(buffer):
                     if i == 0:
-                        sink.write(block)
+                        sink.write(buffer[:size])
                 sink.flush()
                 if i == 0:
                     os.fsync(sink.fileno())

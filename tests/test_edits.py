@@ -82,22 +82,27 @@ def test_sharded_checkpoints_stay_sharded_and_half_precision_stays_half(tiny: Pa
 
 
 def test_few_tensors_are_in_memory_at_once(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bytes of what was read and is still held never exceed a small multiple of the largest tensor."""
-    read, held, most = Shards.__getitem__, [0], [0]
+    """Bytes of what was read and is still held never exceed a small multiple of the largest tensor, or of a piece."""
+    read, pieces, held, most = Shards.__getitem__, Shards.pieces, [0], [0]
 
-    def counted(self: Shards, name: str) -> Tensor:
-        out = read(self, name)
+    def counted(out: Tensor) -> Tensor:
         size = out.untyped_storage().nbytes()
         held[0] += size
         most[0] = max(most[0], held[0])
         weakref.finalize(out, lambda: held.__setitem__(0, held[0] - size))
         return out
 
-    monkeypatch.setattr(Shards, "__getitem__", counted)
+    monkeypatch.setattr("luthier.core.shards.PIECE", 64)
+    monkeypatch.setattr(Shards, "__getitem__", lambda self, name: counted(read(self, name)))
+    monkeypatch.setattr(Shards, "pieces", lambda self, name: map(counted, pieces(self, name)))
     state = load_file(tiny / WEIGHTS)
     largest, whole = max(t.nbytes for t in state.values()), sum(t.nbytes for t in state.values())
     other = _other(tiny, tmp_path / "other")
-    for name, options in (("merge", {}), ("slerp", {}), ("ties", {"scope": "model"}), ("half_reset", {})):
+    for name in ("merge", "task_arithmetic"):
+        most[0] = 0
+        _edit(name, [tiny, other], tmp_path / name)
+        assert 2 * 64 * 4 <= most[0] <= 6 * 64 * 4 < largest, name
+    for name, options in (("slerp", {}), ("ties", {"scope": "model"}), ("half_reset", {})):
         most[0] = 0
         _edit(name, [tiny, other], tmp_path / name, options=options)
         assert 2 * largest <= most[0] <= 3 * largest < 2 * whole, name

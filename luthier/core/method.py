@@ -9,12 +9,11 @@ B rows, T tokens, N scored positions, A answers, V vocabulary.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from luthier.core.loop import Loop
     from luthier.core.mixture import Other
     from luthier.core.probe import Probe
+    from luthier.core.shards import Shards
     from luthier.core.trainable import Selection
 
 
@@ -390,10 +390,13 @@ class Edit(Method):
     edited. What must be known before the first of them (a draw, a threshold, what data say) is the plan.
 
     inputs        least and most checkpoints (None: any number); the first is the one that is changed
+    elementwise   whether a number of the result depends on its namesakes and the weights alone: tensors are then made from
+                  flat pieces of them, and of every size in little memory
     capabilities  from EDIT_CAPABILITIES
     """
 
     capabilities: ClassVar[frozenset[str]] = frozenset()
+    elementwise: ClassVar[bool] = False
     inputs: ClassVar[tuple[int, int | None]] = (1, None)
 
     @property
@@ -427,6 +430,15 @@ class Edit(Method):
                 raise LuthierError(f"'{name}' {what} NaN or infinity, so nothing was written: look at the checkpoints")
         return out
 
+    def stream(self, states: Sequence[Shards], plan: Any) -> Iterator[tuple[str, Tensor]]:
+        """The result tensor by tensor, or in flat pieces of them, in the order of the first checkpoint's files."""
+        for name in states[0]:
+            if self.elementwise:
+                for parts in zip(*(s.pieces(name) for s in states), strict=True):
+                    yield name, self.one(name, parts, plan)
+            else:
+                yield name, self.one(name, [s[name] for s in states], plan)
+
     def apply(
         self, states: Sequence[Mapping[str, Tensor]], model: nn.Module | None = None, probe: Probe | None = None
     ) -> dict[str, Tensor]:
@@ -454,10 +466,11 @@ EDIT_CAPABILITIES: dict[str, str] = {
 
 
 def _finite(tensor: Tensor) -> bool:
-    """Whether all numbers are finite: one sum where it is, which NaN and infinity always reach."""
+    """Whether all numbers are finite: the least and the largest tell, as NaN is both."""
+    if not tensor.numel():
+        return True
     tensor = tensor.float() if tensor.element_size() == 1 else tensor
-    total = tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32))
-    return bool(total.isfinite()) or bool(tensor.isfinite().all())
+    return all(bool(end.isfinite()) for end in tensor.aminmax())
 
 
 # ------------------------------------------------------------------------------------------------ evaluation

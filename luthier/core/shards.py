@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,6 +28,8 @@ DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
 _LONGEST_HEADER = 100 * 2**20
+PIECE = 2**18
+"""Numbers of a flat piece of a tensor: few enough to stay in a cache, many enough that a call costs nothing beside them."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Shards(Mapping[str, Tensor]):
     def __init__(self, folder: str | Path, weights: str = WEIGHTS):
         self.folder, self.weights = Path(folder), weights
         self.index = self.folder / f"{weights}.index.json"
+        self.piece = PIECE
         self.places: dict[str, Place] = {}
         self.headers: dict[str, bytes] = {}
         wanted = json.loads(self.index.read_text(encoding="utf-8"))["weight_map"] if self.index.is_file() else {}
@@ -83,6 +87,9 @@ class Shards(Mapping[str, Tensor]):
                 raise LuthierError(f"{file}: truncated: it ends before the end of '{name}': fetch it again")
             self.places[name] = place
 
+    def __contains__(self, name: object) -> bool:  # a Mapping's own would read the tensor
+        return name in self.places
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.places)
 
@@ -94,13 +101,20 @@ class Shards(Mapping[str, Tensor]):
         out = torch.empty(place.shape, dtype=place.dtype)
         with place.file.open("rb", buffering=0) as stream:
             stream.seek(place.start)
-            left = _bytes(out)
-            while len(left):
-                got = stream.readinto(left)  # type: ignore[attr-defined]
-                if not got:
-                    raise LuthierError(f"{place.file}: truncated: it ends inside '{name}': fetch it again")
-                left = left[got:]
+            _fill(stream, out, name, place.file)
         return out
+
+    def pieces(self, name: str) -> Iterator[Tensor]:
+        """The tensor in order, as flat tensors of at most `piece` numbers."""
+        place = self.places[name]
+        left = math.prod(place.shape)
+        with place.file.open("rb", buffering=0) as stream:
+            stream.seek(place.start)
+            while left:
+                out = torch.empty(min(left, self.piece), dtype=place.dtype)
+                _fill(stream, out, name, place.file)
+                left -= len(out)
+                yield out
 
     @property
     def files(self) -> list[Path]:
@@ -109,18 +123,17 @@ class Shards(Mapping[str, Tensor]):
 
 
 def write_like(like: Shards, folder: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Write `tensors`, given in the order, shapes and dtypes of `like`, into files of the same names and headers."""
+    """Write `tensors`, given in the order, shapes and dtypes of `like`, into files of the same names and headers.
+
+    A tensor may come in flat pieces, one after another under its name.
+    """
     if like.index.is_file():
         (folder / like.index.name).write_bytes(like.index.read_bytes())
     out: BinaryIO | None = None
     now = ""
     try:
-        for name, tensor in tensors:
-            place = like.places[name]
-            if (tuple(tensor.shape), tensor.dtype) != (place.shape, place.dtype):
-                raise ValueError(
-                    f"{name}: {tuple(tensor.shape)} {tensor.dtype} in place of {place.shape} {place.dtype}"
-                )
+        for name, parts in groupby(tensors, lambda item: item[0]):
+            place, wanted = like.places[name], math.prod(like.places[name].shape)
             if place.file.name != now:
                 if out is not None:
                     out.close()
@@ -128,12 +141,34 @@ def write_like(like: Shards, folder: Path, tensors: Iterable[tuple[str, Tensor]]
                 out = (folder / now).open("wb", buffering=0)
                 out.write(like.headers[now])
             assert out is not None
-            left = _bytes(tensor.contiguous())
-            while len(left):
-                left = left[out.write(left) :]
+            for _, tensor in parts:
+                wanted -= tensor.numel()
+                if (
+                    tuple(tensor.shape) not in (place.shape, (tensor.numel(),))
+                    or tensor.dtype != place.dtype
+                    or wanted < 0
+                ):
+                    raise ValueError(
+                        f"{name}: {tuple(tensor.shape)} {tensor.dtype} in place of {place.shape} {place.dtype}"
+                    )
+                left = _bytes(tensor.contiguous())
+                while len(left):
+                    left = left[out.write(left) :]
+            if wanted:
+                raise ValueError(f"{name}: {wanted} numbers of {place.shape} are missing")
     finally:
         if out is not None:
             out.close()
+
+
+def _fill(stream: Any, out: Tensor, name: str, file: Path) -> None:
+    """Read the bytes of `out` from where `stream` stands. Raises LuthierError where there are fewer."""
+    left = _bytes(out)
+    while len(left):
+        got = stream.readinto(left)
+        if not got:
+            raise LuthierError(f"{file}: truncated: it ends inside '{name}': fetch it again")
+        left = left[got:]
 
 
 def _bytes(tensor: Tensor) -> memoryview:

@@ -4,7 +4,7 @@
 
     weight  w (n,); left out: 1/n each. They are used as they are, not normalised.
 Start:      one checkpoint alone is returned unchanged.
-Cost:       one tensor of each checkpoint in memory at a time.
+Cost:       a piece of a tensor of each checkpoint in memory at a time.
 Paper:      Wortsman et al., 2022, "Model soups: averaging weights of multiple fine-tuned models improves accuracy
             without increasing inference time", arXiv:2203.05482, section 2.
 Departures: none. Sums are taken in float32 (float64 for float64 weights) and stored in the dtype of the first.
@@ -26,6 +26,7 @@ from luthier.edits._family import per_model, weighted_sum
 class Merge(Edit):
     paper: ClassVar[str] = "arXiv:2203.05482"
     cards: ClassVar[tuple[int, ...]] = (33, 34)
+    elementwise: ClassVar[bool] = True
     capabilities: ClassVar[frozenset[str]] = frozenset({"agree"})
 
     weight: float | tuple[float, ...] | None = None

@@ -9,14 +9,14 @@ from __future__ import annotations
 import difflib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from luthier.core import config, runs
 from luthier.core.config import ConfigError, build
@@ -84,7 +84,7 @@ def edit(
             for pattern in KEPT:
                 for file in first.folder.glob(pattern):
                     shutil.copyfile(file, part / file.name)
-            write_like(first, part, stream(method, shards, plan))
+            write_like(first, part, method.stream(shards, plan))
             done.found = method.found(plan)
             if told.get("check", True):
                 done.check = _checked(part, target, models[0])
@@ -96,12 +96,6 @@ def edit(
 
         runs.write_folder(target, fill)
     return done
-
-
-def stream(method: Edit, states: Sequence[Mapping[str, Tensor]], plan: Any) -> Iterator[tuple[str, Tensor]]:
-    """The result tensor by tensor, in the order of the first checkpoint."""
-    for name in states[0]:
-        yield name, method.one(name, [s[name] for s in states], plan)
 
 
 # -------------------------------------------------------------------------------------------------- before

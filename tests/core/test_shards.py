@@ -42,6 +42,32 @@ def test_reads_and_writes_what_the_library_does(tmp_path: Path) -> None:
     assert load_file(out / "model.safetensors").keys() == state.keys()
 
 
+def test_asking_for_names_reads_no_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_file(_state(), tmp_path / "model.safetensors")
+    one, two = Shards(tmp_path), Shards(tmp_path)
+    monkeypatch.setattr(Shards, "__getitem__", None)
+    same_make(one, two)
+    assert one.keys() == two.keys()
+    assert next(iter(one)) in two
+    assert "nothing" not in two
+
+
+def test_pieces_of_tensors_are_the_tensors(tmp_path: Path) -> None:
+    save_file(_state(), tmp_path / "model.safetensors")
+    shards, out = Shards(tmp_path), tmp_path / "out"
+    shards.piece = 5
+    for name in shards:
+        parts = list(shards.pieces(name))
+        assert all(part.ndim == 1 and len(part) <= 5 for part in parts)
+        assert b"".join(map(_bits, parts)) == _bits(shards[name])
+    out.mkdir()
+    write_like(shards, out, ((name, part) for name in shards for part in shards.pieces(name)))
+    assert load_file(out / "model.safetensors").keys() == shards.keys()
+    assert all(_bits(t) == _bits(shards[n]) for n, t in load_file(out / "model.safetensors").items())
+    with pytest.raises(ValueError, match="are missing"):
+        write_like(shards, out, ((name, next(shards.pieces(name))) for name in shards))
+
+
 def _sharded(folder: Path) -> None:
     state = _state()
     names = sorted(state)
