@@ -56,9 +56,12 @@ def test_an_interrupted_experiment_goes_on_with_the_seeds_that_are_left(
     coins: type[Coins], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file, whole = tmp_path / "coins.json", tmp_path / "whole.json"
-    coins._stops_at = 2
+    coins._stops_at = 1
     with pytest.raises(KeyboardInterrupt):
         verb.reproduce("coins", output=file)
+    coins._stops_at = 2
+    with pytest.raises(KeyboardInterrupt):  # and once more
+        verb.reproduce("coins", output=file, resume=True)
     assert not file.exists()
     coins._stops_at = None
     verb.reproduce("coins", output=file, resume=True)

@@ -137,9 +137,9 @@ def _kept(partial: Path, about: dict[str, Any]) -> dict[str, Any]:
     if not partial.exists():
         raise LuthierError(f"{partial}: no such file: nothing to resume; run without --resume")
     kept = json.loads(partial.read_text(encoding="utf-8"))
-    then, now = kept["about"], json.loads(json.dumps(about))
-    for one in (then, now):  # other results in the tree, which make it dirty, change nothing here
-        one["git"] = one["git"]["commit"]
-    if changed := [k for k in now if then.get(k) != now[k]]:
+    then, now = ({**a, "git": a["git"]["commit"]} for a in (kept["about"], json.loads(json.dumps(about))))
+    if changed := [
+        k for k in now if then.get(k) != now[k]
+    ]:  # other results, which make the tree dirty, change nothing here
         raise LuthierError(f"{partial}: measured with another {', '.join(changed)}: run without --resume to begin anew")
     return kept
