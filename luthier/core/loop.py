@@ -859,7 +859,7 @@ class Loop:
         size = max(1, self.settings.per_device_eval_batch_size // group) * group
         lengths = [len(e) for e in examples]
         mine = self._mine(Plan(lengths, size, shuffle=False, window_steps=len(lengths), group=group).epoch(0))
-        sums: dict[str, Tensor] = {}
+        window = _Window()
         companions, shared = self.objective.companions(examples), None
         if companions is not None:
             shared, _ = self._shared(mine, companions, self.references.held_companions)
@@ -869,13 +869,12 @@ class Loop:
             batch.shared = shared
             with self.accelerator.autocast():
                 loss = self.objective.compute(self.scorer, batch)
-            for name, pair in {"loss": (loss.sum, loss.weight), **loss.figures}.items():
-                told = torch.tensor([float(x) for x in pair], dtype=torch.float64, device=self.device)
-                sums[name] = sums.get(name, torch.zeros_like(told)) + told * counts
-        if self.accelerator.num_processes > 1:
-            sums = {name: self.accelerator.reduce(told, "sum") for name, told in sums.items()}
+            figures = {
+                name: (value.double() * counts, weight * counts) for name, (value, weight) in loss.figures.items()
+            }
+            window.add(loss.sum.double() * counts, loss.weight * counts, figures, window.norm)
         self.wrapped.train()
-        return {name: float(told[0] / told[1].clamp(min=1e-12)) for name, told in sums.items()}
+        return window.means(self)
 
     def _evaluate(self) -> None:
         begun = time.perf_counter()
@@ -890,7 +889,7 @@ class Loop:
         }
         self.record(row)
         self._tell("evaluated", row)
-        metric = row[self._metric(found)]
+        metric = found[self._metric(found)]
         better = self.best is None or (
             (metric > self.best[0]) == self.settings.higher_is_better and metric != self.best[0]
         )
@@ -909,12 +908,12 @@ class Loop:
 
     def _metric(self, found: Mapping[str, float]) -> str:
         """What the best model is chosen by, of an evaluation's figures. Raises LuthierError where it is none of them."""
-        name = f"eval_{self.settings.metric_for_best_model.removeprefix('eval_')}"
-        if name.removeprefix("eval_") not in found:
+        asked = self.settings.metric_for_best_model
+        name = asked.removeprefix("eval_")
+        if name not in found:
             told = ", ".join(f"eval_{n}" for n in found)
             raise LuthierError(
-                f"train.metric_for_best_model is '{self.settings.metric_for_best_model}': an evaluation of "
-                f"{self.objective.name} tells {told}"
+                f"train.metric_for_best_model is '{asked}': an evaluation of {self.objective.name} tells {told}"
             )
         return name
 
@@ -1095,20 +1094,23 @@ class _Window:
             old = self.figures.get(name, (0.0, 0.0))
             self.figures[name] = (old[0] + value, old[1] + w)
 
-    def close(self, loop: Loop) -> dict[str, Any]:
+    def means(self, loop: Loop) -> dict[str, float]:
+        """The loss and each figure, over all processes."""
         names = list(self.figures)
         values = [float(self.loss), self.weight, *(float(v) for n in names for v in self.figures[n])]
         if loop.accelerator.num_processes > 1:
             told = torch.tensor(values, dtype=torch.float64, device=loop.device)
             values = loop.accelerator.reduce(told, "sum").tolist()
+        pairs = zip(["loss", *names], values[::2], values[1::2], strict=True)
+        return {name: total / max(weight, 1e-12) for name, total, weight in pairs}
+
+    def close(self, loop: Loop) -> dict[str, Any]:
         row = {
             "step": loop.step_index,
             "epoch": round(loop.step_index / loop.plan.steps_per_epoch, 6),
-            "loss": values[0] / max(values[1], 1e-12),
+            **self.means(loop),
             "grad_norm": float(self.norm),
         }
-        for i, name in enumerate(names):
-            row[name] = values[2 + 2 * i] / max(values[3 + 2 * i], 1e-12)
         self.reset()
         return row
 
