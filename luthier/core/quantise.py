@@ -7,7 +7,7 @@ Paper:      nf4: Dettmers et al., 2023, "QLoRA", arXiv:2305.14314, section 3 and
             "LLM.int8()", arXiv:2208.07339, section 2.
 Departures: scales stay in float32 (no double quantisation); int8 keeps no outlier columns in 16 bits.
 
-`quantise` replaces a model's matrices by `QuantisedLinear`, which keep levels and scales and read the matrix back at each pass:
+`hold` replaces a model's matrices by `QuantisedLinear`, which keep levels and scales and read the matrix back at each pass:
 memory is that of the levels, and an adapter beside them learns as in QLoRA, on any device.
 """
 
@@ -135,7 +135,7 @@ class _ReadBack(Tensor):
         return out.as_subclass(_ReadBack) if func == data.__get__ else out
 
 
-def quantise(model: nn.Module, kind: str) -> int:
+def hold(model: nn.Module, kind: str) -> int:
     """Replace the matrices of the layers of `model` by quantised ones, embeddings and heads left as they are; how many.
 
     Raises LuthierError where the model has no linear layers to quantise.

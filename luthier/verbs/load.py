@@ -14,7 +14,7 @@ from luthier.core.config import ModelSettings
 from luthier.core.delta import Applied, apply_delta, is_delta, read_about
 from luthier.core.method import HEADED, Decoder, LuthierError
 from luthier.core.mixture import Other
-from luthier.core.quantise import held, quantise
+from luthier.core.quantise import held, hold
 from luthier.core.runs import hash_tensors
 from luthier.core.shards import ADAPTER, WEIGHTS, Shards
 from luthier.core.subject import Subject
@@ -118,7 +118,7 @@ def load(
     else:
         out = _plain(settings, name, path, task, num_labels, label_names, problem_type)
     if settings.quantised:
-        quantise(out.model, settings.quantised)
+        hold(out.model, settings.quantised)
     return out
 
 
@@ -332,7 +332,7 @@ def _with_delta(settings: ModelSettings, folder: Path, task: str) -> Loaded:
 
         out.model = out.model.to(getattr(torch, wanted))
     if settings.quantised:
-        quantise(out.model, settings.quantised)
+        hold(out.model, settings.quantised)
     if settings.tokenizer is None and (folder / "tokenizer_config.json").exists():
         out.tokenizer = AutoTokenizer.from_pretrained(str(folder))
         if out.tokenizer.pad_token_id is None:

@@ -15,10 +15,10 @@ from luthier.recipes.peft_benchmark import REVIEW
 from luthier.reproductions._family import Claim, Experiment, Row, mean, spread
 from luthier.verbs.load import load
 
-TASKS = ("topic", "acceptability")
+CLASSES = {"topic": 5, "acceptability": 2}
+TASKS = tuple(CLASSES)
 METHODS = ("full", *(m for m in REVIEW if m != "qlora"))
 """Without LoRA on a rounded base, whose memory matters where matrices are large: card 63's experiment has it."""
-CLASSES = {"topic": 5, "acceptability": 2}
 AGAIN = ("full", "lora", "prompt_tuning")
 """What is run twice."""
 
