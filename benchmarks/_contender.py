@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -102,6 +103,15 @@ def say(result: dict[str, Any]) -> None:
     print(RESULT + json.dumps(result), flush=True)
 
 
+def heard(done: subprocess.CompletedProcess[str], name: str) -> dict[str, Any]:
+    """What a contender said. Raises SystemExit with what else it printed where it gave no result."""
+    lines = [line for line in done.stdout.splitlines() if line.startswith(RESULT)]
+    if done.returncode or not lines:
+        raise SystemExit(f"{name} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+    found: dict[str, Any] = json.loads(lines[-1].removeprefix(RESULT))
+    return found
+
+
 def note(row: Any) -> None:
     """What is known so far, for whoever watches."""
     print(json.dumps(row), file=sys.stderr, flush=True)
@@ -173,6 +183,20 @@ def luthier_callback(clock: Clock) -> Any:
 
         def end(self, loop: Any) -> None:
             clock.stop()
+
+    return Timed()
+
+
+def luthier_steps(clock: Steps) -> Any:
+    """Starts the clock before the first step and notes the end of each."""
+    from luthier.core.loop import LoopCallback
+
+    class Timed(LoopCallback):
+        def start(self, loop: Any) -> None:
+            clock.start()
+
+        def log(self, loop: Any, row: dict[str, Any]) -> None:
+            clock.step()
 
     return Timed()
 

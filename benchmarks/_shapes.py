@@ -85,10 +85,14 @@ def model(small: bool = False, seed: int = 0) -> Any:
 
     `small` is a model of a million parameters, where a step is short and a loop's own cost shows.
     """
+    return llama(*((96, 4, 4) if small else (288, 6, 6)), small, seed)
+
+
+def llama(width: int, layers: int, heads: int, small: bool, seed: int) -> Any:
+    """A random Llama over the vocabulary of the rows, embeddings tied to the head."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    width, layers, heads = (96, 4, 4) if small else (288, 6, 6)
     torch.manual_seed(seed)
     return LlamaForCausalLM(
         LlamaConfig(

@@ -55,18 +55,7 @@ def main() -> None:
 
 def big(small: bool) -> Any:
     """A random Llama of 65 million parameters over the student's vocabulary; `small`: of two million."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    width, layers = (128, 4) if small else (576, 12)
-    torch.manual_seed(1)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=shapes.vocabulary(small), hidden_size=width, intermediate_size=8 * width // 3,
-            num_hidden_layers=layers, num_attention_heads=4, max_position_embeddings=1024, tie_word_embeddings=True,
-            pad_token_id=shapes.PAD, eos_token_id=shapes.END, bos_token_id=None,
-        )
-    )  # fmt: skip
+    return shapes.llama(*((128, 4, 4) if small else (576, 12, 4)), small, seed=1)
 
 
 def stored(told: Asked, given: list[Any], teacher: Any, clock: Steps, epochs: int) -> Steps:
@@ -90,20 +79,13 @@ def live(told: Asked, given: list[Any], teacher: Any, clock: Steps, epochs: int)
 
 
 def _fit(told: Asked, given: list[Any], objective: Any, asked: Any, clock: Steps, epochs: int) -> Steps:
-    from luthier.core.loop import Loop, LoopCallback
+    from luthier.core.loop import Loop
     from luthier.tuners.full import Full
-
-    class Timed(LoopCallback):
-        def start(self, loop: Any) -> None:
-            clock.start()
-
-        def log(self, loop: Any, row: dict[str, Any]) -> None:
-            clock.step()
 
     settings, tuner = contender.train_settings(replace(told, steps=epochs * told.steps)), Full()
     Loop(
         tuner.wrap(shapes.model(told.small), "causal_lm"), tuner, objective, given, settings, shapes.PAD, references=asked,
-        callbacks=[Timed()],
+        callbacks=[contender.luthier_steps(clock)],
     ).fit()  # fmt: skip
     return clock
 

@@ -134,14 +134,9 @@ def main() -> None:
 
 
 def _process(told: contender.Asked, name: str) -> dict[str, Any]:
-    import json
-
     words = [sys.executable, "-W", "ignore", "-m", "benchmarks.edits", name, "--folder", told.folder]
     done = subprocess.run([*words, "--threads", str(told.threads)], capture_output=True, text=True, check=False)
-    lines = [x for x in done.stdout.splitlines() if x.startswith(contender.RESULT)]
-    if not lines:
-        raise SystemExit(f"{name} failed:\n{done.stderr[-2000:]}")
-    return json.loads(lines[-1].removeprefix(contender.RESULT))
+    return contender.heard(done, name)
 
 
 if __name__ == "__main__":

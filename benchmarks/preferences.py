@@ -64,16 +64,9 @@ def _ratios(ours: list[float], theirs: list[float]) -> dict[str, Any]:
 
 def ours(told: Asked, name: str, given: list[shapes.Row], epochs: int, clock: Steps) -> Steps:
     from luthier.core import catalog
-    from luthier.core.loop import Loop, LoopCallback
+    from luthier.core.loop import Loop
     from luthier.core.references import references
     from luthier.tuners.full import Full
-
-    class Timed(LoopCallback):
-        def start(self, loop: Any) -> None:
-            clock.start()
-
-        def log(self, loop: Any, row: dict[str, Any]) -> None:
-            clock.step()
 
     objective, tuner, model = catalog.load("objectives", name)(), Full(), shapes.model(told.small)
     settings = contender.train_settings(replace(told, steps=epochs * told.steps))
@@ -85,7 +78,7 @@ def ours(told: Asked, name: str, given: list[shapes.Row], epochs: int, clock: St
         clock.before = clock.now() - begun if asked is not None else 0.0
         Loop(
             tuner.wrap(model, "causal_lm"), tuner, objective, examples, settings, shapes.PAD, references=asked,
-            callbacks=[Timed()],
+            callbacks=[contender.luthier_steps(clock)],
         ).fit()  # fmt: skip
     return clock
 

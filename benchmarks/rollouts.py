@@ -51,25 +51,18 @@ def main() -> None:
 def ours(told: Asked, prompts: list[list[int]], clock: Steps) -> Steps:
     from luthier.core.batch import TextExample
     from luthier.core.config import RolloutSettings
-    from luthier.core.loop import Loop, LoopCallback
+    from luthier.core.loop import Loop
     from luthier.core.rollouts import Rollouts
     from luthier.decoding.nucleus import Nucleus
     from luthier.objectives.grpo import GRPO
     from luthier.tuners.full import Full
-
-    class Timed(LoopCallback):
-        def start(self, loop: Any) -> None:
-            clock.start()
-
-        def log(self, loop: Any, row: dict[str, Any]) -> None:
-            clock.step()
 
     settings, tuner = RolloutSettings(reward="here", answers=ANSWERS, max_new_tokens=TOKENS), Full()
     rollouts = Rollouts(settings, Nucleus(top_p=1.0), shapes.tokenizer(told.small), lambda rows, texts: reward(texts))
     examples = [TextExample(i, p, [False] * len(p), extras={"row": {}}) for i, p in enumerate(prompts)]
     Loop(
         tuner.wrap(shapes.model(told.small), "causal_lm"), tuner, GRPO(), examples, contender.train_settings(told), shapes.PAD,
-        callbacks=[Timed()], rollouts=rollouts,
+        callbacks=[contender.luthier_steps(clock)], rollouts=rollouts,
     ).fit()  # fmt: skip
     return clock
 

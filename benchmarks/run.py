@@ -27,6 +27,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from benchmarks._contender import heard
+
 HERE = Path(__file__).parent
 AGREE = 1e-3
 CONTENDERS = {
@@ -49,7 +51,7 @@ def main() -> None:
     found: dict[str, Any] = {"machine": machine(), "sizes": SIZES, "threads": {}}
     if told.add:
         found = json.loads(told.out.read_text(encoding="utf-8"))
-        found["sizes"] = {**SIZES, **found["sizes"]}
+        found["sizes"] = {**SIZES, **found["sizes"], **{name: SIZES[name] for name in told.only}}
     for threads in told.threads:
         part = found["threads"].setdefault(str(threads), {})
         for name in told.only:
@@ -92,10 +94,7 @@ def process(name: str, contender: str, steps: int, batch: int, threads: int, tol
         done = subprocess.run(
             command, cwd=HERE.parent, env=_environment(threads, folder), capture_output=True, text=True, check=False
         )
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    if done.returncode or not lines:
-        raise SystemExit(f"{name} {contender} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
-    result = json.loads(lines[-1].removeprefix("RESULT "))
+    result = heard(done, f"{name} {contender}")
     print(f"  {name} {contender} {threads} thread(s): {_short(result)}", file=sys.stderr, flush=True)
     return result
 
