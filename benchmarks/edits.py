@@ -3,11 +3,11 @@
     python -m benchmarks.edits --folder DIR [--threads 1] [--small]
 
 Two random bfloat16 checkpoints of `steps` layers of a Llama of width 2048 (2 GB at the usual size) in shards of at most 500 MB.
-`copy` reads the bytes of both into one buffer of 1 MB and writes as many as one has; each edit runs through `luthier.verbs.edit`,
-without the final check, which loads a model whole. Everything written is flushed to the disk. Every contender is a fresh
-process, in turns (copy, merge, copy, ties, ...), after what both import is imported; `ratio` is seconds on the wall over those
-of the copy before it, the median of three turns. `tensors` is peak memory beyond that of the copy, in largest tensors.
-`ties` ranks tensor by tensor; over the whole model it reads every input two or three times more.
+`copy` reads the bytes of both into one buffer of 1 MB and writes as many as one has; `copy_one` reads and writes one, for
+edits of one checkpoint. Each edit runs through `luthier.verbs.edit`, without the final check, which loads a model whole.
+Everything written is flushed to the disk. Every contender is a fresh process, in turns (copy, merge, copy, ties, ...), after
+what both import is imported; `ratio` is seconds on the wall over those of the copy before it, the median of three turns.
+`tensors` is peak memory beyond that of the copy, in largest tensors.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ from typing import Any
 from benchmarks import _contender as contender
 
 EDITS: dict[str, dict[str, Any]] = {
-    "merge": {}, "task_arithmetic": {"lambda": 0.5}, "slerp": {}, "dare": {}, "ties": {"scope": "tensor"},
+    "merge": {}, "task_arithmetic": {"lambda": 0.5}, "slerp": {}, "dare": {}, "ties": {}, "magnitude": {}, "n_m": {},
 }  # fmt: skip
+ALONE = ("copy_one", "magnitude", "n_m")
+"""What takes one checkpoint."""
 BLOCK, SHARD, TURNS = 2**20, 500_000_000, 3
 
 
@@ -88,12 +90,12 @@ def one(told: contender.Asked) -> None:
     from luthier.verbs.edit import edit
 
     folder = Path(told.folder)
-    folders, out = [folder / "a", folder / "b"], folder / "out"
+    folders, out = [folder / name for name in ("a" if told.contender in ALONE else "ab")], folder / "out"
     shutil.rmtree(out, ignore_errors=True)
     recipe = {"edit": {"name": told.contender, **EDITS.get(told.contender, {})}, "models": [str(f) for f in folders]}
     clock = contender.Clock()
     clock.start()
-    if told.contender == "copy":
+    if told.contender in ("copy", "copy_one"):
         copy(folders, out)
     else:
         edit({**recipe, "output_dir": str(out), "check": False})
@@ -109,7 +111,7 @@ def main() -> None:
     largest = max(make(folder / name, told.steps, width, seed) for seed, name in enumerate("ab"))
     rows = []
     for name in EDITS:
-        turns = [[_process(told, c) for c in ("copy", name)] for _ in range(TURNS)]
+        turns = [[_process(told, c) for c in ("copy_one" if name in ALONE else "copy", name)] for _ in range(TURNS)]
         ratios = [ours["seconds"] / plain["seconds"] for plain, ours in turns]
         beyond = [(ours["peak_mb"] - plain["peak_mb"]) * 2**20 / largest for plain, ours in turns]
         rows.append(

@@ -9,8 +9,9 @@ B rows, T tokens, N scored positions, A answers, V vocabulary.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -390,8 +391,8 @@ class Edit(Method):
     edited. What must be known before the first of them (a draw, a threshold, what data say) is the plan.
 
     inputs        least and most checkpoints (None: any number); the first is the one that is changed
-    elementwise   whether a number of the result depends on its namesakes and the weights alone: tensors are then made from
-                  flat pieces of them, and of every size in little memory
+    elementwise   whether a number of the result depends on its namesakes and on what `local` found alone: tensors are then
+                  made from flat pieces of them, in order, and of every size in little memory
     capabilities  from EDIT_CAPABILITIES
     """
 
@@ -410,8 +411,15 @@ class Edit(Method):
         """What has to be known before the first tensor. Reading a tensor of `states` may be reading a file."""
         return None
 
+    def local(self, name: str, read: Callable[[], Iterable[Sequence[Tensor]]], plan: Any) -> Any:
+        """What has to be known of the tensor `name` before its first piece. `read()` gives its pieces from the first one."""
+        return plan
+
     def tensor(self, name: str, tensors: Sequence[Tensor], plan: Any) -> Tensor:
-        """The tensor `name` of the result, in any dtype; `tensors` are left as they are. Floating point tensors only."""
+        """The tensor `name` of the result, in any dtype; `tensors` are left as they are. Floating point tensors only.
+
+        `plan` is what `local` gave. Of an elementwise edit, this is asked piece after piece.
+        """
         raise NotImplementedError
 
     def found(self, plan: Any) -> dict[str, Any]:
@@ -420,24 +428,37 @@ class Edit(Method):
 
     def one(self, name: str, tensors: Sequence[Tensor], plan: Any) -> Tensor:
         """`tensor` in the first one's dtype; what is no floating point number is the first one's. Raises LuthierError for NaN."""
-        first = tensors[0]
-        if not first.is_floating_point():
-            return first
-        out = self.tensor(name, tensors, plan).to(first.dtype)
-        for tensor in (*tensors, out):
-            if not _finite(tensor):
-                what = "would hold" if tensor is out else "holds"
-                raise LuthierError(f"'{name}' {what} NaN or infinity, so nothing was written: look at the checkpoints")
+        (out,) = self._pieces(name, lambda: [tensors], plan)
         return out
+
+    def _pieces(self, name: str, read: Callable[[], Iterable[Sequence[Tensor]]], plan: Any) -> Iterator[Tensor]:
+        local = None
+        for i, tensors in enumerate(read()):
+            first = tensors[0]
+            if not first.is_floating_point():
+                yield first
+                continue
+            if i == 0:
+                local = self.local(name, read, plan)
+            out = self.tensor(name, tensors, local).to(first.dtype)
+            for tensor in (*tensors, out):
+                if not _finite(tensor):
+                    what = "would hold" if tensor is out else "holds"
+                    raise LuthierError(
+                        f"'{name}' {what} NaN or infinity, so nothing was written: look at the checkpoints"
+                    )
+            yield out
 
     def stream(self, states: Sequence[Shards], plan: Any) -> Iterator[tuple[str, Tensor]]:
         """The result tensor by tensor, or in flat pieces of them, in the order of the first checkpoint's files."""
         for name in states[0]:
-            if self.elementwise:
-                for parts in zip(*(s.pieces(name) for s in states), strict=True):
-                    yield name, self.one(name, parts, plan)
-            else:
-                yield name, self.one(name, [s[name] for s in states], plan)
+            for piece in self._pieces(name, partial(self._read, states, name), plan):
+                yield name, piece
+
+    def _read(self, states: Sequence[Shards], name: str) -> Iterable[Sequence[Tensor]]:
+        if self.elementwise:
+            return zip(*(s.pieces(name) for s in states), strict=True)
+        return [[s[name] for s in states]]
 
     def apply(
         self, states: Sequence[Mapping[str, Tensor]], model: nn.Module | None = None, probe: Probe | None = None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -122,6 +122,17 @@ class Shards(Mapping[str, Tensor]):
         return [self.folder / f for f in self.headers] + ([self.index] if self.index.is_file() else [])
 
 
+def make(state: Mapping[str, Tensor], name: str) -> tuple[tuple[int, ...], torch.dtype]:
+    """Shape and dtype of a tensor, without reading it."""
+    one = state.places[name] if isinstance(state, Shards) else state[name]
+    return tuple(one.shape), one.dtype
+
+
+def pieces(states: Sequence[Mapping[str, Tensor]], name: str) -> Iterator[tuple[Tensor, ...]]:
+    """The tensor `name` of several checkpoints, piece by piece side by side; one piece where it is in memory."""
+    return zip(*(s.pieces(name) if isinstance(s, Shards) else (s[name],) for s in states), strict=True)
+
+
 def write_like(like: Shards, folder: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
     """Write `tensors`, given in the order, shapes and dtypes of `like`, into files of the same names and headers.
 
@@ -182,7 +193,7 @@ def same_make(a: Mapping[str, Any], b: Mapping[str, Any], names: tuple[str, str]
             f"these checkpoints are not of one architecture: '{name}' is in {names[0] if name in a else names[1]} only"
         )
     for name in a:
-        one, two = (s.places[name].shape if isinstance(s, Shards) else tuple(s[name].shape) for s in (a, b))
+        one, two = (make(s, name)[0] for s in (a, b))
         if one != two:
             rows = one[1:] == two[1:] and "embed" in name
             words = "; their vocabularies differ: resize one of them first" if rows else ""

@@ -7,8 +7,9 @@ Pruning      W = W * (1 - m), m chosen by a score of every entry of the layers' 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from luthier.core.anatomy import Weight, weights
 from luthier.core.method import Edit, LuthierError
 from luthier.core.probe import Probe
+from luthier.core.shards import PIECE
 
 State = Mapping[str, Tensor]
 
@@ -64,20 +66,21 @@ class TaskVectors(Edit):
     """
 
     inputs: ClassVar[tuple[int, int | None]] = (2, None)
+    elementwise: ClassVar[bool] = True
     capabilities: ClassVar[frozenset[str]] = frozenset({"agree"})
 
     weight: float | tuple[float, ...] = 1.0
     lambda_: float = 1.0
     normalize: bool = False
 
-    def combine(self, name: str, vectors: list[Tensor], by: list[float], plan: Any) -> Tensor:
-        """One vector of n weighted ones. `vectors` are this call's own to change."""
+    def combine(self, vectors: list[Tensor], by: list[float], plan: Any) -> Tensor:
+        """One vector of n weighted ones, or pieces of them. `vectors` are this call's own to change."""
         raise NotImplementedError
 
     def tensor(self, name: str, tensors: Sequence[Tensor], plan: Any) -> Tensor:
         base = wide(tensors[-1])
         vectors = [wide(t) - base for t in tensors[:-1]]
-        return base + self.lambda_ * self.combine(name, vectors, per_model(self.weight, len(vectors)), plan)
+        return base + self.lambda_ * self.combine(vectors, per_model(self.weight, len(vectors)), plan)
 
     def shares(self, models: int) -> list[float]:
         """Weights, divided by their sum where that is asked for."""
@@ -140,8 +143,8 @@ class Pruning(Edit):
         """Whether scores take the norms of a matrix's inputs."""
         return False
 
-    def gone(self, name: str, scores: Tensor, places: Places) -> Tensor:
-        """True where an entry becomes zero, of scores (rows, inputs)."""
+    def gone(self, name: str, scores: Callable[[], Iterator[Tensor]], places: Places) -> Iterator[Tensor]:
+        """True where an entry of the matrix `name` becomes zero, for each block of `scores()`: some rows by all inputs."""
         raise NotImplementedError
 
     def roles(self) -> Sequence[str] | None:
@@ -171,18 +174,32 @@ class Pruning(Edit):
     def tensor(self, name: str, tensors: Sequence[Tensor], plan: Places) -> Tensor:
         if name not in plan.weights:
             return tensors[0]
-        place = plan.weights[name]
         out = tensors[0].clone()
-        matrix = out.T if place.transposed else out
         plan.counts[name] = plan.sizes[name] = 0
-        for start, stop in place.rows or ((0, len(matrix)),):
-            rows = matrix[start:stop]
-            gone = self.gone(name, self.scores(rows, plan.norms.get(name)), plan)
-            rows.masked_fill_(gone, 0)
-            plan.counts[name] += int(gone.sum())
-            plan.sizes[name] += gone.numel()
+        for (key, old), (_, new) in zip(groups(name, tensors[0], plan), groups(name, out, plan), strict=True):
+            scores = partial(self._scores, old, plan.norms.get(name))
+            for block, gone in zip(blocks(new), self.gone(key, scores, plan), strict=True):
+                block.masked_fill_(gone, 0)
+                plan.counts[name] += int(gone.sum())
+                plan.sizes[name] += gone.numel()
         return out
+
+    def _scores(self, matrix: Tensor, norms: Tensor | None) -> Iterator[Tensor]:
+        return (self.scores(block, norms) for block in blocks(matrix))
 
     def found(self, plan: Places) -> dict[str, Any]:
         total, gone = sum(plan.sizes.values()), sum(plan.counts.values())
         return {"entries": total, "pruned": gone, "share": gone / max(total, 1), "skipped": plan.skipped}
+
+
+def groups(name: str, tensor: Tensor, places: Places) -> Iterator[tuple[str, Tensor]]:
+    """The matrices (rows, inputs) that a tensor holds, views of it, each with a name of its own."""
+    place = places.weights[name]
+    matrix = tensor.T if place.transposed else tensor
+    for start, stop in place.rows or ((0, len(matrix)),):
+        yield f"{name}[{start}:{stop}]" if place.rows else name, matrix[start:stop]
+
+
+def blocks(matrix: Tensor) -> tuple[Tensor, ...]:
+    """Some rows at a time, of no more than PIECE numbers where a row is not longer."""
+    return matrix.split(max(1, PIECE // matrix.shape[1]))

@@ -21,7 +21,7 @@ Departures: none known. All scores are those of the unpruned model. It is a repa
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from luthier.core.anatomy import Weight
 from luthier.core.method import Refusal
-from luthier.core.ranking import largest_in_rows
+from luthier.core.ranking import largest_in_rows, share_of
 from luthier.edits._family import Places, Pruning, State, between
 
 FACTORS = ("lora_A", "lora_B")
@@ -70,8 +70,9 @@ class Antidote(Pruning):
                 out[name] = Weight(module)
         return out
 
-    def gone(self, name: str, scores: Tensor, places: Places) -> Tensor:
-        if self.score == "random":
-            seed = int.from_bytes(hashlib.sha256(f"{self.seed}/{name}".encode()).digest()[:7], "little")
-            scores = torch.rand(scores.shape, generator=torch.Generator().manual_seed(seed))
-        return largest_in_rows(scores, int(self.share * scores.shape[1] + 1e-6))
+    def gone(self, name: str, scores: Callable[[], Iterator[Tensor]], places: Places) -> Iterator[Tensor]:
+        seed = int.from_bytes(hashlib.sha256(f"{self.seed}/{name}".encode()).digest()[:7], "little")
+        draw = torch.Generator().manual_seed(seed)
+        for rows in scores():
+            ranked = torch.rand(rows.shape, generator=draw) if self.score == "random" else rows
+            yield largest_in_rows(ranked, share_of(self.share)(rows.shape[1]))

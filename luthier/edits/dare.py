@@ -8,7 +8,7 @@
     weight     w, one number or one for each model;   lambda  scale;   normalize  weights are divided by their sum
     seed       of the draws: they depend on it, on the model's place and on the tensor's name alone
 Start:      density 1 is task arithmetic; the expectation over draws is that at any density.
-Cost:       one tensor of each checkpoint in memory at a time.
+Cost:       a piece of a tensor of each checkpoint in memory at a time.
 Paper:      Yu et al., 2024, "Language Models are Super Mario: Absorbing Abilities from Homologous Models as a Free Lunch",
             arXiv:2311.03099, section 3.
 Departures: none.
@@ -17,14 +17,16 @@ Departures: none.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from luthier.edits._family import TaskVectors, agreeing, between
+from luthier.edits._family import TaskVectors, agreeing, between, weighted_sum
 
 
 @dataclass(frozen=True)
@@ -40,24 +42,30 @@ class Dare(TaskVectors):
     def __post_init__(self) -> None:
         between(self.density, 0, 1, "density")
 
-    def combine(self, name: str, vectors: list[Tensor], by: list[float], plan: Any) -> Tensor:
+    def local(self, name: str, read: Any, plan: Any) -> Callable[[int], Draws]:
+        return cache(lambda model: Draws(f"{self.seed}/{model}/{name}"))
+
+    def combine(self, vectors: list[Tensor], by: list[float], plan: Callable[[int], Draws]) -> Tensor:
         for i, vector in enumerate(vectors):
-            vector.mul_(drawn(vector.shape, self.density, f"{self.seed}/{i}/{name}"))
+            vector.mul_(plan(i).below(self.density, vector.numel()).view(vector.shape))
             if self.rescale and self.density > 0:
                 vector.div_(self.density)
         if self.elect:
             return agreeing(vectors, by, self.normalize)
-        return weighted(vectors, self.shares(len(vectors)))
+        return weighted_sum(vectors, self.shares(len(vectors)))
 
 
-def drawn(shape: Sequence[int], density: float, key: str) -> Tensor:
-    """True for a share `density` of entries, the same for the same key whatever was drawn before."""
-    seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little") >> 1
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < density
+class Draws:
+    """Numbers from 0 to 2^32 - 1, the same for the same key whatever was drawn before and in pieces of any size."""
 
+    def __init__(self, key: str):
+        self.bits = np.random.SFC64(int.from_bytes(hashlib.sha256(key.encode()).digest(), "little"))
+        self.left = np.empty(0, np.uint32)
 
-def weighted(vectors: list[Tensor], by: Sequence[float]) -> Tensor:
-    total = torch.zeros_like(vectors[0])
-    for vector, weight in zip(vectors, by, strict=True):
-        total.add_(vector, alpha=weight)
-    return total
+    def below(self, share: float, n: int) -> Tensor:
+        """True for a share of the next n."""
+        missing = n - len(self.left)
+        if missing > 0:
+            self.left = np.concatenate([self.left, self.bits.random_raw((missing + 1) // 2).view(np.uint32)])
+        now, self.left = self.left[:n], self.left[n:]
+        return torch.from_numpy(now < round(share * 2**32))

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from luthier.core.anatomy import Anatomy, anatomy, in_task_head
 from luthier.core.method import Edit, LuthierError
 from luthier.core.probe import Probe
-from luthier.core.ranking import largest
+from luthier.core.ranking import largest, share_of
 from luthier.edits._family import State, between, wide
 
 Masks = dict[str, Tensor]
@@ -92,13 +92,13 @@ class Graft(Edit):
         names = [n for n in tuned if tuned[n].is_floating_point() and in_body(n, body)]
         self._outside(tuned, base, names)
         total = sum(base[n].numel() for n in names)
-        cap = int((self.share if self.most is None else self.most) * total + 1e-6)
+        cap = share_of(self.share if self.most is None else self.most)(total)
 
         def moved() -> Iterator[tuple[str, Tensor]]:
             for name in names:
                 yield name, (wide(tuned[name]) - wide(base[name])).abs()
 
-        patch = largest(moved, int(self.share * total + 1e-6))
+        patch = largest(moved, share_of(self.share))
         masks = {name: patch.mask(name, size) & (size > 0) for name, size in moved()}
         choice = Choice(masks, self.outside == "tuned", cap, body)
         if self.steps:

@@ -13,16 +13,15 @@ Departures: one step without retraining. The layers' matrices only: embeddings, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
 
 from luthier.core.probe import Probe
-from luthier.core.ranking import largest, largest_in_rows
-from luthier.edits._family import Places, Pruning, State, between
+from luthier.core.ranking import largest, largest_in_rows, share_of
+from luthier.edits._family import Places, Pruning, State, between, blocks, groups
 
 
 @dataclass(frozen=True)
@@ -42,20 +41,24 @@ class Magnitude(Pruning):
 
             def scores() -> Iterator[tuple[str, Tensor]]:
                 for name in places.weights:
-                    yield name, self.scores(state[name], None)
+                    for key, matrix in groups(name, state[name], places):
+                        yield from ((key, self.scores(block, None)) for block in blocks(matrix))
 
-            total = sum(state[name].numel() for name in places.weights)
-            places.choice = largest(scores, total - int(self.sparsity * total + 1e-6))
+            places.choice = largest(scores, self._stay)
         return places
 
-    def gone(self, name: str, scores: Tensor, places: Places) -> Tensor:
+    def _stay(self, n: int) -> int:
+        return n - share_of(self.sparsity)(n)
+
+    def gone(self, name: str, scores: Callable[[], Iterator[Tensor]], places: Places) -> Iterator[Tensor]:
         if self.scope == "row":
-            n = scores.shape[1]
-            return ~largest_in_rows(scores, n - int(self.sparsity * n + 1e-6))
-        if self.scope == "model":
-            turned = places.weights[name].transposed  # ties are counted in the order of the file
-            kept = places.choice.mask(name, scores.T.contiguous() if turned else scores)
-            return ~(kept.T if turned else kept)
-        flat = scores.flatten()
-        kept = largest(lambda: [(name, flat)], flat.numel() - int(self.sparsity * flat.numel() + 1e-6))
-        return ~kept.mask(name, flat).view(torch.Size(scores.shape))
+            for rows in scores():
+                yield ~largest_in_rows(rows, self._stay(rows.shape[1]))
+            return
+        if self.scope == "tensor":
+            choice = largest(lambda: ((name, rows) for rows in scores()), self._stay)
+        else:
+            choice = places.choice
+        stays = choice.masks(name)
+        for rows in scores():
+            yield ~stays(rows)

@@ -13,6 +13,7 @@ Departures: the layers' matrices only; no retraining. Zeros are stored as ordina
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -39,10 +40,11 @@ class NM(Pruning):
     def by_data(self) -> bool:
         return self.score == "wanda"
 
-    def gone(self, name: str, scores: Tensor, places: Places) -> Tensor:
-        rows, inputs = scores.shape
-        if inputs % self.m:
-            raise LuthierError(
-                f"'{name}' has {inputs} inputs, which groups of {self.m} do not fill: choose another edit.m"
-            )
-        return ~largest_in_rows(scores.reshape(rows, -1, self.m), self.n).view(rows, inputs)
+    def gone(self, name: str, scores: Callable[[], Iterator[Tensor]], places: Places) -> Iterator[Tensor]:
+        for block in scores():
+            rows, inputs = block.shape
+            if inputs % self.m:
+                raise LuthierError(
+                    f"'{name}' has {inputs} inputs, which groups of {self.m} do not fill: choose another edit.m"
+                )
+            yield ~largest_in_rows(block.reshape(rows, -1, self.m), self.n).view(rows, inputs)

@@ -25,7 +25,6 @@ from luthier.edits._family import TaskVectors, weighted_sum
 class TaskArithmetic(TaskVectors):
     paper: ClassVar[str] = "arXiv:2212.04089"
     cards: ClassVar[tuple[int, ...]] = (33,)
-    elementwise: ClassVar[bool] = True
 
     def tensor(self, name: str, tensors: Sequence[Tensor], plan: Any) -> Tensor:
         by = [self.lambda_ * w for w in self.shares(len(tensors) - 1)]

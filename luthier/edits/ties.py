@@ -8,7 +8,8 @@
     density    share of each task vector that stays;   scope  "model": ranked over all tensors, "tensor": in each
     weight     w, one number or one for each model;    lambda  scale;   normalize  false: the sum instead of the mean
 Start:      density 0 or lambda 0 is the base.
-Cost:       scope "model" reads every checkpoint two or three times more, to find the thresholds.
+Cost:       a piece of a tensor of each checkpoint in memory at a time; every checkpoint is read two or three times more, to
+            find the thresholds.
 Paper:      Yadav et al., 2023, "TIES-Merging: Resolving Interference When Merging Models", arXiv:2306.01708, section 4.
 Departures: a sum of exactly zero elects no sign and leaves the base. The paper ranks over the whole model; "tensor" is
             what merging tools do.
@@ -16,15 +17,16 @@ Departures: a sum of exactly zero elects no sign and leaves the base. The paper 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
 from luthier.core.probe import Probe
-from luthier.core.ranking import Largest, largest
+from luthier.core.ranking import Largest, largest, share_of
+from luthier.core.shards import make, pieces
 from luthier.edits._family import State, TaskVectors, agreeing, between, wide
 
 
@@ -46,24 +48,30 @@ class Ties(TaskVectors):
         if self.scope == "tensor":
             return None
         *tuned, base = states
-        total = sum(base[n].numel() for n in base if base[n].is_floating_point())
-        keep = int(self.density * total + 1e-6)
-        return [largest(partial(sizes, one, base), keep) for one in tuned]
+        names = [n for n in base if make(base, n)[1].is_floating_point]
+        return [largest(partial(sizes, one, base, names), share_of(self.density)) for one in tuned]
 
-    def combine(self, name: str, vectors: list[Tensor], by: list[float], plan: Any) -> Tensor:
-        for i, vector in enumerate(vectors):
-            size = vector.abs()
-            if plan is None:
-                choice = largest(lambda s=size: [(name, s)], int(self.density * size.numel() + 1e-6))  # type: ignore[misc]
-            else:
-                choice = plan[i]
-            vector.masked_fill_(~choice.mask(name, size), 0)
+    def local(
+        self, name: str, read: Callable[[], Iterable[Sequence[Tensor]]], plan: list[Largest] | None
+    ) -> list[Callable[[Tensor], Tensor]]:
+        """What stays of each task vector: masks of pieces of its sizes, in order."""
+        if plan is None:
+            models = len(next(iter(read()))) - 1
+            plan = [largest(partial(_sizes, read, i, name), share_of(self.density)) for i in range(models)]
+        return [choice.masks(name) for choice in plan]
+
+    def combine(self, vectors: list[Tensor], by: list[float], plan: list[Callable[[Tensor], Tensor]]) -> Tensor:
+        for vector, stays in zip(vectors, plan, strict=True):
+            vector.mul_(stays(vector.abs()))
         return agreeing(vectors, by, self.normalize)
 
 
-def sizes(tuned: State, base: State) -> Iterator[tuple[str, Tensor]]:
-    """|tau| tensor by tensor."""
-    for name in tuned:
-        one = tuned[name]
-        if one.is_floating_point():
-            yield name, (wide(one) - wide(base[name])).abs()
+def sizes(tuned: State, base: State, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+    """|tau| piece by piece."""
+    for name in names:
+        yield from _sizes(partial(pieces, (tuned, base), name), 0, name)
+
+
+def _sizes(read: Callable[[], Iterable[Sequence[Tensor]]], model: int, name: str) -> Iterator[tuple[str, Tensor]]:
+    for parts in read():
+        yield name, (wide(parts[model]) - wide(parts[-1])).abs()

@@ -13,12 +13,13 @@ Departures: all norms are those of the unpruned model; the paper prunes block by
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-from luthier.core.ranking import largest_in_rows
+from luthier.core.ranking import largest_in_rows, share_of
 from luthier.edits._family import Places, Pruning, between
 
 
@@ -36,6 +37,7 @@ class Wanda(Pruning):
     def by_data(self) -> bool:
         return True
 
-    def gone(self, name: str, scores: Tensor, places: Places) -> Tensor:
-        n = scores.shape[1]
-        return ~largest_in_rows(scores, n - int(self.sparsity * n + 1e-6))
+    def gone(self, name: str, scores: Callable[[], Iterator[Tensor]], places: Places) -> Iterator[Tensor]:
+        for rows in scores():
+            n = rows.shape[1]
+            yield ~largest_in_rows(rows, n - share_of(self.sparsity)(n))
