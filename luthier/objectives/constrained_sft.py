@@ -1,0 +1,84 @@
+"""Constrained SFT: learn answers while each token stays near the untuned model, the first tokens nearest.
+
+    x     = log pi(y_n | past) - log rho(y_n | past)                   rho: the untuned model; all (N,)
+
+    loss  = sum_n [ -2 / beta_n (log sigmoid(beta_n x) + log 2) - log rho(y_n | past) ] / N                "ratio"
+    loss  = sum_n [ -log pi(y_n | past) + beta_n KL( rho(.|past) || pi(.|past) ) ] / N                     "kl"
+
+    beta_n  `beta` for the first tokens of an answer, one number each, and `later` for those behind them; 0: no constraint
+    form    "ratio": the gradient of a token is that of SFT times 2 sigmoid(-beta_n x), so it stops pulling where pi has
+            gained about 1 / beta_n;  "kl": the whole distribution is held
+An answer is a run of scored tokens that follow one another: every turn of a chat counts anew.
+Start:      SFT's loss and, for "ratio" and "kl" alike, its gradient; beta = later = 0 is SFT throughout.
+Cost:       a forward pass of the untuned model at every step, as for `tdpo`.
+Paper:      Qi et al., 2024, "Safety Alignment Should Be Made More Than Just a Few Tokens Deep", arXiv:2406.05946, section 4
+            (defaults: its setting). The KL form is that of common practice, and the plainer of the two.
+Departures: the paper's loss is -2/beta log sigmoid(beta x); here a constant is added, which has no gradient, so that the
+            loss starts as SFT's and is SFT's where beta is 0.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from luthier.core.batch import Batch
+from luthier.core.logprobs import Columns, Scorer, forward_kl
+from luthier.core.method import Loss, LuthierError
+from luthier.objectives._family import TokenObjective
+
+
+@dataclass(frozen=True)
+class ConstrainedSFT(TokenObjective):
+    paper: ClassVar[str] = "arXiv:2406.05946"
+    cards: ClassVar[tuple[int, ...]] = (41,)
+    rows: ClassVar[tuple[str, ...]] = ("chat", "text", "segments", "tokenised", "parallel", "exam")
+    reference: ClassVar[str] = "model"
+
+    beta: tuple[float, ...] = (0.5, 2.0, 2.0, 2.0, 2.0)
+    later: float = 0.1
+    form: Literal["ratio", "kl"] = "ratio"
+
+    def __post_init__(self) -> None:
+        if min((*self.beta, self.later)) < 0:
+            raise LuthierError("objective: beta and later cannot be negative: 0 is no constraint")
+
+    def compute(self, scorer: Scorer, batch: Batch) -> Loss:
+        logp, ref, kl = scorer.compare(batch, forward_kl if self.form == "kl" else log_probabilities)
+        ref, beta = ref.detach(), self.betas(batch).to(logp)
+        weights = torch.ones_like(logp) if batch.weights is None else batch.weights.to(logp)
+        if self.form == "kl":
+            losses = beta * kl - logp
+        else:
+            some = torch.where(beta > 0, beta, 1.0)
+            held = -2 / some * (F.logsigmoid(some * (logp - ref)) + math.log(2)) - ref
+            losses = torch.where(beta > 0, held, -logp)
+        n = self.weight(batch)
+        figures = {"nll": (-(logp.detach() * weights).sum(), n), "gain": (((logp.detach() - ref) * weights).sum(), n)}
+        return Loss((losses * weights).sum(), n, figures)
+
+    def betas(self, batch: Batch) -> Tensor:
+        """beta (N,) of each scored token."""
+        place = place_in_run(batch)
+        known = torch.tensor([*self.beta, self.later], dtype=torch.float64, device=place.device)
+        return known[place.clamp(max=len(self.beta))]
+
+
+def place_in_run(batch: Batch) -> Tensor:
+    """(N,) how many scored tokens stand right before each in its answer, or its turn of a chat."""
+    assert batch.owner is not None and batch.source is not None
+    n = torch.arange(len(batch.source), device=batch.source.device)
+    begins = torch.ones_like(n, dtype=torch.bool)
+    begins[1:] = (batch.owner[1:] != batch.owner[:-1]) | (batch.source[1:] != batch.source[:-1] + 1)
+    return n - torch.where(begins, n, 0).cummax(0).values
+
+
+def log_probabilities(logits: Tensor, reference: Tensor, target: Tensor) -> Columns:
+    """log pi(target), log rho(target) and zeros, (n,) each, from logits (n, V)."""
+    logp, ref = (z.log_softmax(-1).gather(1, target[:, None])[:, 0] for z in (logits, reference))
+    return logp, ref, torch.zeros_like(ref)
