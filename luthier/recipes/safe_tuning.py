@@ -3,21 +3,23 @@
     dose      every tuner x rate x number of epochs on the recipe's data
     prevent   at the strongest dose of each tuner:  mix       safety rows, repeated, are a share of all rows
                                                     template  task rows in another template than the one that is deployed
+                                                    constrained  first tokens of answers stay near the untuned model
               at the strongest dose                 instead   tuners that leave part of the model as it is
     repair    the strongest run of each tuner, its weights edited, nothing trained
     choose    the best target score among settings whose every seed passes the gate of the audit; none where none passes
 
     tuners, rates, epochs   the grid;  times  tuner -> its rates are that many times as large
     safety    rows of prompts and safe answers to mix in: other prompts than those of the audit
-    mix       shares of all rows;  template  as data.template;  instead  further tuners;  seeds  of every setting
+    mix       shares of all rows;  template  as data.template;  constrain  options of objective `constrained_sft`
+    instead   further tuners;  seeds  of every setting
     repairs   name of an edit -> its options, and `data` where it asks data
 Options of a tuner stand under the recipe's `compare.methods`, the audit under `evaluate.audit`.
 Start:      `procedure: safe_tuning`. All settings see the same task rows equally often.
-Cost:       (tuners * (rates * epochs + mix + template) + instead) * seeds runs, and a measurement for each repair.
+Cost:       (tuners * (rates * epochs + mix + template + constrain) + instead) * seeds runs, and a measurement for each repair.
 Paper:      Qi et al., 2023, "Fine-tuning Aligned Language Models Compromises Safety, Even When Users Do Not Intend To!",
-            arXiv:2310.03693, sections 4.4 and 5; Lermen et al., 2023, arXiv:2310.20624.
-Departures: the penalty on first tokens (Qi et al., 2024) is not there; a setting is chosen and not a checkpoint of it. The
-            logged training loss of a mixture is that of all its rows.
+            arXiv:2310.03693, sections 4.4 and 5; Lermen et al., 2023, arXiv:2310.20624; first tokens: Qi et al., 2024,
+            arXiv:2406.05946.
+Departures: a setting is chosen and not a checkpoint of it. The logged training loss of a mixture is that of all its rows.
 """
 
 from __future__ import annotations
@@ -52,6 +54,7 @@ class SafeTuning(Recipe):
     safety: str = ""
     mix: tuple[float, ...] = (0.1,)
     template: str | dict[str, str] | None = None
+    constrain: dict[str, Any] | None = None
     instead: tuple[str, ...] = ("hft", "freeze")
     repairs: dict[str, dict[str, Any]] = field(
         default_factory=lambda: {"half_reset": {}, "task_arithmetic": {"lambda": 0.5}}
@@ -118,6 +121,8 @@ class SafeTuning(Recipe):
                 out |= {f"{name}-mix{share:g}": {**strongest, **self.mixed(told, share)} for share in self.mix}
             if self.template is not None:
                 out[f"{name}-template"] = {**strongest, "data.template": self.template}
+            if self.constrain is not None:
+                out[f"{name}-constrained"] = {**strongest, "objective": {"name": "constrained_sft", **self.constrain}}
         for tuner in self.instead:
             out[self.strongest(tuner)] = self.dose(told, tuner, max(self.rates), max(self.epochs))
         return out

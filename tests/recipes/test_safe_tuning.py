@@ -36,14 +36,15 @@ def recipe(**changes: object) -> config.Recipe:
 def test_the_settings_are_the_grid_and_what_prevents() -> None:
     one = SafeTuning(
         tuners=("full", "lora"), rates=(1e-4, 1e-3), times={"lora": 10.0}, epochs=(1, 2), safety=SAFE, mix=(0.1, 0.2),
-        template="{{ prompt }}", instead=("hft", "freeze"),
+        template="{{ prompt }}", constrain={"later": 0.2}, instead=("hft", "freeze"),
     )  # fmt: skip
     found = one.settings(recipe(compare__methods={"lora": {"tuner.r": 3}}))
-    assert len(found) == 2 * (4 + 2 + 1) + 2
+    assert len(found) == 2 * (4 + 2 + 1 + 1) + 2
     assert found["lora-0.01-2ep"] == {
         "tuner": {"name": "lora"}, "train.learning_rate": 0.01, "train.num_train_epochs": 2, "tuner.r": 3,
     }  # fmt: skip
     assert found["full-0.001-2ep-template"]["data.template"] == "{{ prompt }}"
+    assert found["lora-0.01-2ep-constrained"]["objective"] == {"name": "constrained_sft", "later": 0.2}
     assert found["freeze-0.001-2ep"]["tuner.lowest"] == 0.5
 
 
