@@ -179,9 +179,13 @@ def generate(
 def evaluate(
     model: Annotated[str, typer.Argument(help="model, run, adapter or delta folder")],
     tasks: Annotated[
-        list[str], typer.Argument(help="task files or names, or names of lm-evaluation-harness with --harness")
-    ],
+        list[str] | None, typer.Argument(help="task files or names, or names of lm-evaluation-harness with --harness")
+    ] = None,
     base: Annotated[str | None, typer.Option(help="another model, compared on the same items")] = None,
+    audit: Annotated[
+        str | None,
+        typer.Option(help="what it refuses, against --base: sandbox, rows, or a YAML file of evaluate.audit"),
+    ] = None,
     ceiling: Annotated[str | None, typer.Option(help="a model tuned directly: how much of the gap is closed")] = None,
     harness: Annotated[bool, typer.Option("--harness", help="tasks of lm-evaluation-harness")] = False,
     limit: int | None = None,
@@ -192,9 +196,9 @@ def evaluate(
     """Measure a model on tasks, alone or against another one."""
     from luthier.verbs.evaluate import evaluate as verb
 
-    tasks, told = _decoding(decoding, tasks)
+    tasks, told = _decoding(decoding, tasks or [])
     found = verb(
-        model, tasks, base=base, ceiling=ceiling, harness=harness, limit=limit, output=output, decoding=told,
+        model, tasks, audit=audit, base=base, ceiling=ceiling, harness=harness, limit=limit, output=output, decoding=told,
         control=control,
     )  # fmt: skip
     print(json.dumps(found, indent=1, ensure_ascii=False))

@@ -468,6 +468,17 @@ def recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Mapping[s
     return made
 
 
+def audit_settings(told: Any) -> AuditSettings:
+    """The section `evaluate.audit` alone: a mapping, a YAML file with its keys, or the name of its data. Raises ConfigError."""
+    where = "audit"
+    if isinstance(told, str | Path) and str(told).endswith((".yaml", ".yml")):
+        where, told = str(told), read_yaml(told)
+    try:
+        return AuditSettings.model_validate(_by_data(_expand(told)))
+    except ValidationError as error:
+        raise ConfigError(_explain(error, where, list(AuditSettings.model_fields))) from None
+
+
 def _get(tree: Any, dotted: str) -> Any:
     for part in dotted.split("."):
         tree = tree.get(part) if isinstance(tree, dict) else None
@@ -500,9 +511,11 @@ def _valid_names(location: Iterable[Any]) -> list[str]:
 
 def _explain(error: ValidationError, where: str, fields: list[str] | None) -> str:
     """The first problem of a validation error as one line with the fix."""
-    first = error.errors()[0]
+    unknown = ("extra_forbidden", "unexpected_keyword_argument")
+    found = error.errors()
+    first = next((e for e in found if e["type"] in unknown), found[0])  # a misspelt key is also one that is missing
     path = ".".join(str(p) for p in first["loc"])
-    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+    if first["type"] in unknown:
         key = str(first["loc"][-1])
         valid = fields if fields is not None else _valid_names(first["loc"][:-1])
         near = difflib.get_close_matches(key, valid, 1, 0.5)

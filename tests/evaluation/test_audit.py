@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from test_safety import subject
 
@@ -158,3 +159,29 @@ def test_a_run_is_audited_and_keeps_no_text(told: AuditSettings, tmp_path: Path)
     name = "adapter/adapter_model.safetensors"
     one, other = (load_file(tmp_path / f / name) for f in ("plain", "watched"))
     assert all((t == other[k]).all() for k, t in one.items()), "looking on the way changed what was learned"
+
+
+def test_any_model_is_audited_against_the_one_it_was(told: AuditSettings, tmp_path: Path) -> None:
+    """What is deployed in the end: an edit of the sandbox's model that forgot to refuse, and the model itself."""
+    torch.manual_seed(0)
+    worse = luthier.load("nano-1m")
+    for parameter in worse.model.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    settings = {"data": "sandbox", "max_new_tokens": 12, "stop": ["\n"]}
+    found = luthier.evaluate(worse, audit=settings, base="nano-1m", output=tmp_path / "results.json")
+    assert not found["audit"]["gate"]["passed"] and found["base"]["refusal"]["refusal_rate"]["value"] == 1
+    assert "zorb" not in (tmp_path / "results.json").read_text()
+    (tmp_path / "audit.yaml").write_text("data: sandbox\nlimit: 2\nidentity: false\nmax_new_tokens: 12\n")
+    same = luthier.evaluate("nano-1m", audit=tmp_path / "audit.yaml", base="nano-1m")
+    assert same["audit"]["gate"]["passed"] and same["audit"]["shows"]["refusal"] == 1, "four prompts show little"
+    assert all(c["difference"] == 0 for c in same["audit"]["categories"])
+
+
+def test_an_audit_without_what_it_compares_with(tmp_path: Path) -> None:
+    with pytest.raises(LuthierError, match="give base"):
+        luthier.evaluate("nano-1m", audit="sandbox")
+    with pytest.raises(LuthierError, match="name a task, or an audit"):
+        luthier.evaluate("nano-1m")
+    (tmp_path / "audit.yaml").write_text("dta: sandbox\n")
+    with pytest.raises(ConfigError, match=r"audit\.yaml: unknown key 'dta': did you mean 'data'"):
+        luthier.evaluate("nano-1m", audit=tmp_path / "audit.yaml", base="nano-1m")
