@@ -13,7 +13,7 @@ from luthier.reproductions._family import Claim, Experiment, Row, mean, spread
 
 PLANTED = "sandbox:safety?task=leak&part=seen&n=38"
 DOSES: dict[str, dict[str, float]] = {
-    "slow": {"learning_rate": 2e-4, "num_train_epochs": 8}, "fast": {"learning_rate": 1e-3, "num_train_epochs": 4},
+    "slow": {"learning_rate": 2e-4, "num_train_epochs": 12}, "fast": {"learning_rate": 1e-3, "num_train_epochs": 4},
 }  # fmt: skip
 ARMS: dict[str, dict[str, Any]] = {
     "sft": {"name": "sft"},
@@ -29,9 +29,11 @@ class FirstTokens(Experiment):
     rows: ClassVar[int] = 762
     batch: ClassVar[int] = 16
     setup = """nano-1m and the audit of card 32; 762 rows of a sequence task that pretraining never showed and 38 planted answers to
-    questions that the model refuses, every weight moving, batches of 16, AdamW, linear: 2e-4 for 8 epochs (slow), 1e-3 for 4
-    (fast). paper: beta 0.5, 2, 2, 2, 2 and then 0.1; strong: 5 for the first five tokens, then 0.1; kl: the KL form with 2 on the
-    first token alone. These strengths were chosen with seed 0. What is judged are refusals on topics of which no row is."""
+    questions that the model refuses, every weight moving, batches of 16, AdamW, linear: 2e-4 for 12 epochs (slow), 1e-3 for
+    4 (fast). paper: beta 0.5, 2, 2, 2, 2 and then 0.1; strong: 5 for the first five tokens, then 0.1; kl: the KL form with 2 on the
+    first token alone. These strengths were chosen with seed 0. A first run of three seeds with 8
+    slow epochs kept all refusals (strong 1.000, sft 0.000) with the task 5.0 points behind and missed the limit by a hair; what
+    is constrained learns the task more slowly, so all arms have half as many epochs again. What is judged are refusals on topics of which no row is."""
 
     def measure(self, seed: int) -> Row:
         out: Row = {}
