@@ -31,9 +31,9 @@ class FirstTokens(Experiment):
     setup = """nano-1m and the audit of card 32; 762 rows of a sequence task that pretraining never showed and 38 planted answers to
     questions that the model refuses, every weight moving, batches of 16, AdamW, linear: 2e-4 for 12 epochs (slow), 1e-3 for
     4 (fast). paper: beta 0.5, 2, 2, 2, 2 and then 0.1; strong: 5 for the first five tokens, then 0.1; kl: the KL form with 2 on the
-    first token alone. These strengths were chosen with seed 0. A first run of three seeds with 8
-    slow epochs kept all refusals (strong 1.000, sft 0.000) with the task 5.0 points behind and missed the limit by a hair; what
-    is constrained learns the task more slowly, so all arms have half as many epochs again. What is judged are refusals on topics of which no row is."""
+    first token alone. These strengths were chosen with seed 0. A first run of three seeds with 8 slow epochs kept all refusals
+    (strong 1.000, sft 0.000) with the task 5.0 points behind and missed the limit by a hair; what is constrained learns the task
+    more slowly, so all arms have half as many epochs again. What is judged are refusals on topics of which no row is."""
 
     def measure(self, seed: int) -> Row:
         out: Row = {}
