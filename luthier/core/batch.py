@@ -204,6 +204,15 @@ class Batch:
             row = row.new_empty(n).index_put((number.flatten()[self.source],), row[self.owner])
         return place.where(self.mask, -1), row[number.clamp(min=0)].where(self.mask, -1)
 
+    @property
+    def place_in_run(self) -> Tensor:
+        """(N,) how many scored tokens stand right before each in its answer, or its turn of a chat."""
+        assert self.owner is not None and self.source is not None
+        n = torch.arange(len(self.source), device=self.source.device)
+        begins = torch.ones_like(n, dtype=torch.bool)
+        begins[1:] = (self.owner[1:] != self.owner[:-1]) | (self.source[1:] != self.source[:-1] + 1)
+        return n - torch.where(begins, n, 0).cummax(0).values
+
     def by_answer(self, column: Tensor) -> Tensor:
         """Sums (A,) of a column (N,) over the scored tokens of each answer."""
         assert self.owner is not None

@@ -174,6 +174,11 @@ def forward_kl(logits: Tensor, reference: Tensor, target: Tensor) -> Columns:
     return log_pi.gather(1, at)[:, 0], log_rho.gather(1, at)[:, 0], kl(log_rho, log_pi)
 
 
+def logp_of_both(logits: Tensor, reference: Tensor, target: Tensor) -> Columns:
+    """log pi(target) and log rho(target), from logits (n, V)."""
+    return tuple(z.log_softmax(-1).gather(1, target[:, None])[:, 0] for z in (logits, reference))
+
+
 @contextmanager
 def instead(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """While active, `module` runs `forward` in place of its own."""

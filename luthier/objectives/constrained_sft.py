@@ -28,8 +28,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from luthier.core.batch import Batch
-from luthier.core.logprobs import Columns, Scorer, forward_kl
-from luthier.core.method import Loss, LuthierError
+from luthier.core.logprobs import Scorer, forward_kl, logp_of_both
+from luthier.core.method import LuthierError
 from luthier.objectives._family import TokenObjective
 
 
@@ -48,37 +48,11 @@ class ConstrainedSFT(TokenObjective):
         if min((*self.beta, self.later)) < 0:
             raise LuthierError("objective: beta and later cannot be negative: 0 is no constraint")
 
-    def compute(self, scorer: Scorer, batch: Batch) -> Loss:
-        logp, ref, kl = scorer.compare(batch, forward_kl if self.form == "kl" else log_probabilities)
-        ref, beta = ref.detach(), self.betas(batch).to(logp)
-        weights = torch.ones_like(logp) if batch.weights is None else batch.weights.to(logp)
+    def losses(self, scorer: Scorer, batch: Batch) -> Tensor:
+        logp, ref, *kl = scorer.compare(batch, forward_kl if self.form == "kl" else logp_of_both)
+        beta = logp.new_tensor([*self.beta, self.later])[batch.place_in_run.clamp(max=len(self.beta))]
         if self.form == "kl":
-            losses = beta * kl - logp
-        else:
-            some = torch.where(beta > 0, beta, 1.0)
-            held = -2 / some * (F.logsigmoid(some * (logp - ref)) + math.log(2)) - ref
-            losses = torch.where(beta > 0, held, -logp)
-        n = self.weight(batch)
-        figures = {"nll": (-(logp.detach() * weights).sum(), n), "gain": (((logp.detach() - ref) * weights).sum(), n)}
-        return Loss((losses * weights).sum(), n, figures)
-
-    def betas(self, batch: Batch) -> Tensor:
-        """beta (N,) of each scored token."""
-        place = place_in_run(batch)
-        known = torch.tensor([*self.beta, self.later], dtype=torch.float64, device=place.device)
-        return known[place.clamp(max=len(self.beta))]
-
-
-def place_in_run(batch: Batch) -> Tensor:
-    """(N,) how many scored tokens stand right before each in its answer, or its turn of a chat."""
-    assert batch.owner is not None and batch.source is not None
-    n = torch.arange(len(batch.source), device=batch.source.device)
-    begins = torch.ones_like(n, dtype=torch.bool)
-    begins[1:] = (batch.owner[1:] != batch.owner[:-1]) | (batch.source[1:] != batch.source[:-1] + 1)
-    return n - torch.where(begins, n, 0).cummax(0).values
-
-
-def log_probabilities(logits: Tensor, reference: Tensor, target: Tensor) -> Columns:
-    """log pi(target), log rho(target) and zeros, (n,) each, from logits (n, V)."""
-    logp, ref = (z.log_softmax(-1).gather(1, target[:, None])[:, 0] for z in (logits, reference))
-    return logp, ref, torch.zeros_like(ref)
+            return beta * kl[0] - logp
+        ref, some = ref.detach(), torch.where(beta > 0, beta, 1.0)
+        held = -2 / some * (F.logsigmoid(some * (logp - ref)) + math.log(2)) - ref
+        return torch.where(beta > 0, held, -logp)
