@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from luthier.core.ranking import largest, largest_in_rows
+from luthier.core.ranking import largest, largest_in_rows, share_of
 
 
 def _by_sorting(tensors: dict[str, Tensor], k: int) -> np.ndarray:
@@ -50,9 +52,29 @@ def test_a_tensor_is_told_alone() -> None:
     assert choice.mask("a", tensors["a"]).all()
 
 
-@given(seed=st.integers(0, 10**6), k=st.integers(0, 6))
-def test_rows(seed: int, k: int) -> None:
-    scores = torch.randint(4, (5, 6), generator=torch.Generator().manual_seed(seed)).float()
+@pytest.mark.parametrize("values", [1, 7, 10**6])
+@pytest.mark.parametrize("piece", [1, 37, 5000])
+def test_pieces_are_ranked_as_one_list(values: int, piece: int) -> None:
+    scores = torch.randint(values, (5000,), generator=torch.Generator().manual_seed(values)).float() / values
+    named = {"a": scores[:1800], "b": scores[1800:]}
+
+    def told() -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in named.items():
+            yield from ((name, part) for part in tensor.split(piece))
+
+    for share in (0.0, 0.0001, 0.3, 1.0):
+        choice, found = largest(told, share_of(share)), []
+        for name, tensor in named.items():
+            mask = choice.masks(name)
+            found += [mask(part) for part in tensor.split(piece)]
+        assert np.array_equal(torch.cat(found).numpy(), _by_sorting(named, int(share * 5000 + 1e-6))), share
+
+
+@pytest.mark.parametrize("n", [1, 4, 8, 9, 40])  # short rows are compared, long ones sorted
+@given(seed=st.integers(0, 10**6), k=st.integers(0, 41), values=st.sampled_from([2, 4, 10**6]))
+def test_rows(n: int, seed: int, k: int, values: int) -> None:
+    k = min(k, n)
+    scores = torch.randint(values, (5, n), generator=torch.Generator().manual_seed(seed)).float()
     mask = largest_in_rows(scores, k)
     for row, chosen in zip(scores, mask, strict=True):
         assert (chosen.numpy() == _by_sorting({"x": row}, k)).all()
