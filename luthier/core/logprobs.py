@@ -176,7 +176,7 @@ def forward_kl(logits: Tensor, reference: Tensor, target: Tensor) -> Columns:
 
 def logp_of_both(logits: Tensor, reference: Tensor, target: Tensor) -> Columns:
     """log pi(target) and log rho(target), from logits (n, V)."""
-    return tuple(z.log_softmax(-1).gather(1, target[:, None])[:, 0] for z in (logits, reference))
+    return gather_logp(logits, target), gather_logp(reference, target)
 
 
 @contextmanager

@@ -98,6 +98,11 @@ def share_of(share: float) -> Callable[[int], int]:
     return lambda n: int(share * n + 1e-6)
 
 
+def all_but(share: float) -> Callable[[int], int]:
+    """What stays of n where a share of them, rounded down, goes."""
+    return lambda n: n - share_of(share)(n)
+
+
 def largest_in_rows(scores: Tensor, k: int) -> Tensor:
     """True at the `k` largest of each row of (..., n); of equal ones, those with the lowest index."""
     n = scores.shape[-1]

@@ -177,14 +177,15 @@ class Pruning(Edit):
         out = tensors[0].clone()
         plan.counts[name] = plan.sizes[name] = 0
         for (key, old), (_, new) in zip(groups(name, tensors[0], plan), groups(name, out, plan), strict=True):
-            scores = partial(self._scores, old, plan.norms.get(name))
+            scores = partial(self.by_block, old, plan.norms.get(name))
             for block, gone in zip(blocks(new), self.gone(key, scores, plan), strict=True):
                 block.masked_fill_(gone, 0)
                 plan.counts[name] += int(gone.sum())
                 plan.sizes[name] += gone.numel()
         return out
 
-    def _scores(self, matrix: Tensor, norms: Tensor | None) -> Iterator[Tensor]:
+    def by_block(self, matrix: Tensor, norms: Tensor | None) -> Iterator[Tensor]:
+        """`scores` of a matrix (rows, inputs), some rows at a time."""
         return (self.scores(block, norms) for block in blocks(matrix))
 
     def found(self, plan: Places) -> dict[str, Any]:

@@ -20,8 +20,8 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from luthier.core.probe import Probe
-from luthier.core.ranking import largest, largest_in_rows, share_of
-from luthier.edits._family import Places, Pruning, State, between, blocks, groups
+from luthier.core.ranking import all_but, largest, largest_in_rows
+from luthier.edits._family import Places, Pruning, State, between, groups
 
 
 @dataclass(frozen=True)
@@ -42,21 +42,18 @@ class Magnitude(Pruning):
             def scores() -> Iterator[tuple[str, Tensor]]:
                 for name in places.weights:
                     for key, matrix in groups(name, state[name], places):
-                        yield from ((key, self.scores(block, None)) for block in blocks(matrix))
+                        yield from ((key, rows) for rows in self.by_block(matrix, None))
 
-            places.choice = largest(scores, self._stay)
+            places.choice = largest(scores, all_but(self.sparsity))
         return places
-
-    def _stay(self, n: int) -> int:
-        return n - share_of(self.sparsity)(n)
 
     def gone(self, name: str, scores: Callable[[], Iterator[Tensor]], places: Places) -> Iterator[Tensor]:
         if self.scope == "row":
             for rows in scores():
-                yield ~largest_in_rows(rows, self._stay(rows.shape[1]))
+                yield ~largest_in_rows(rows, all_but(self.sparsity)(rows.shape[1]))
             return
         if self.scope == "tensor":
-            choice = largest(lambda: ((name, rows) for rows in scores()), self._stay)
+            choice = largest(lambda: ((name, rows) for rows in scores()), all_but(self.sparsity))
         else:
             choice = places.choice
         stays = choice.masks(name)

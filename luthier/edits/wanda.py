@@ -19,7 +19,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from luthier.core.ranking import largest_in_rows, share_of
+from luthier.core.ranking import all_but, largest_in_rows
 from luthier.edits._family import Places, Pruning, between
 
 
@@ -39,5 +39,4 @@ class Wanda(Pruning):
 
     def gone(self, name: str, scores: Callable[[], Iterator[Tensor]], places: Places) -> Iterator[Tensor]:
         for rows in scores():
-            n = rows.shape[1]
-            yield ~largest_in_rows(rows, n - share_of(self.sparsity)(n))
+            yield ~largest_in_rows(rows, all_but(self.sparsity)(rows.shape[1]))
